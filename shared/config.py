@@ -1,0 +1,146 @@
+"""Commands and their configuration, through jsonargparse.
+
+A command is a function of one dataclass. Its value is found in this order, later ones winning:
+dataclass default < the package's YAML < the preset < ``--config FILE`` < flags.
+
+    python -m transformer_from_scratch.train_simple_lm train --preset best --print_config
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import typing
+from argparse import ArgumentError
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jsonargparse
+import yaml
+
+from shared.errors import InputError
+from shared.logs import setup_logging
+
+Command = Callable[[Any], Any]
+
+
+def run_commands(
+    commands: Mapping[str, Command],
+    *,
+    module: str,
+    argv: Sequence[str] | None = None,
+    package_yaml: Path | None = None,
+) -> NoReturn:
+    """Run one of a module's commands from the command line, then exit.
+
+    The exit status is 0 when all went well, 2 for wrong input, 1 for a failure of files or network, 130 after Ctrl-C.
+
+    Args:
+        commands: Name → function of one dataclass instance. The first is run when no command is named.
+        module: The module as ``python -m`` takes it, for the help texts.
+        argv: The arguments; those of the process by default.
+        package_yaml: The package's own configuration, below ``--config`` and flags.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = arguments.pop(0) if arguments and not arguments[0].startswith("-") else next(iter(commands))
+    try:
+        if command not in commands:
+            raise InputError(f"Unknown command {command!r}.", hint=f"one of {', '.join(commands)}")
+        others = [name for name in commands if name != command]
+        epilog = f"other commands: {', '.join(others)} (each with its own --help)" if others else ""
+        config_class = config_class_of(commands[command])
+        config = parse(config_class, arguments, f"python -m {module} {command}", epilog, package_yaml)
+        setup_logging(module.partition(".")[0])
+        commands[command](config)
+    except KeyboardInterrupt as interrupt:
+        _fail("stopped", str(interrupt), 130)
+    except OSError as error:  # before InputError: a HubError is both, and is a failure of the network
+        text = error.args[0] if isinstance(error, InputError) else _one_line(error)
+        _fail(text, getattr(error, "hint", ""), 1)
+    except InputError as error:
+        _fail(error.args[0], error.hint, 2)
+    sys.exit(0)
+
+
+def parse(
+    config_class: type, arguments: Sequence[str], prog: str, epilog: str = "", package_yaml: Path | None = None
+) -> Any:
+    """Build a configuration from defaults, preset, YAML and flags.
+
+    A class attribute ``PRESETS`` (name → changed defaults) turns the field ``preset`` into a switch between recipes.
+
+    Returns:
+        An instance of ``config_class``.
+
+    Raises:
+        InputError: A key, type or range is wrong.
+    """
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(
+        prog=prog,
+        description=(config_class.__doc__ or "").strip(),
+        epilog=epilog,
+        exit_on_error=False,
+        default_config_files=[str(package_yaml)] if package_yaml else [],
+    )
+    parser.add_argument("--config", action="config", help="a YAML file with any of the keys below")
+    parser.add_class_arguments(config_class, as_group=False)
+    try:
+        presets = getattr(config_class, "PRESETS", {})
+        if presets:
+            silent = [a for a in arguments if a not in ("-h", "--help") and not a.startswith("--print_config")]
+            parser.set_defaults(presets[parser.parse_args(silent).preset])
+        namespace = parser.parse_args(list(arguments))
+    except ArgumentError as error:
+        raise InputError(_one_line(error), hint=f"{prog} --help") from None
+    values = {field.name: namespace[field.name] for field in dataclasses.fields(config_class) if field.init}
+    try:
+        return config_class(**values)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(str(error), hint=f"{prog} --help") from None
+
+
+def config_class_of(command: Command) -> type:
+    """Return the dataclass that a command takes, from its annotation."""
+    hints = typing.get_type_hints(command)
+    return next(hint for name, hint in hints.items() if name != "return")
+
+
+def to_yaml(config: Any) -> str:
+    """Write a configuration as YAML that ``--config`` reads back."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+
+
+def command_line(module: str, command: str, config: Any) -> str:
+    """Return the shortest command that repeats a run: only what differs from the defaults of its preset.
+
+    Fields whose metadata says ``{"recipe": False}`` (seed, device, names of runs …) don't change what is promised
+    and are left out.
+    """
+    preset = getattr(type(config), "PRESETS", {}).get(getattr(config, "preset", None), {})
+    words = [f"python -m {module} {command}"]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        default = field.default if field.name == "preset" else preset.get(field.name, field.default)
+        if field.metadata.get("recipe", True) and value != default:
+            words.append(f"--{field.name} {str(value).lower() if isinstance(value, bool) else value}")
+    return " ".join(words)
+
+
+def check_range(name: str, value: float, low: float, high: float = float("inf"), *, open_low: bool = False) -> None:
+    """Raise an :class:`InputError` unless ``low <= value <= high`` (``low < value`` with ``open_low``)."""
+    if not (low < value if open_low else low <= value) or value > high:
+        interval = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if high == float('inf') else ']'}"
+        raise InputError(f"{name} must be in {interval}. Got {value}.")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _fail(message: str, hint: str, status: int) -> NoReturn:
+    sys.stderr.write(f"error: {message}\n" + (f"hint: {hint}\n" if hint else ""))
+    sys.exit(status)

@@ -1,0 +1,201 @@
+"""What a run leaves behind, and the table of all runs beside the ranges that the READMEs promise.
+
+    python -m shared.results
+
+Every run has a folder ``outputs/<project>/<run>/`` with ``config.yaml``, ``metrics.jsonl``, ``results.json``, plots and
+checkpoints. A README promises a figure in a table with the columns ``command``, ``figure`` and ``range``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shared.config import command_line, run_commands, to_yaml
+from shared.errors import InputError
+from shared.runtime import git_commit, hardware
+
+OUTPUTS = Path("outputs")
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file beside its place and rename it there: a kill at any moment leaves the old file or the new one, whole.
+
+    Raises:
+        OSError: The disk is full or the folder can't be written; the old file is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)  # mkstemp makes private files
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+class Run:
+    """The folder of one run, and its results.
+
+    Args:
+        project: The project's package name.
+        module: The module as ``python -m`` takes it.
+        command: The command of that module.
+        config: Its resolved configuration; saved as ``config.yaml``.
+        name: The folder's name; by default the time and the command.
+        resume: Go on in an existing folder instead of refusing it.
+
+    Raises:
+        InputError: A run of this name exists already and ``resume`` is off.
+    """
+
+    def __init__(
+        self, project: str, module: str, command: str, config: Any, *, name: str = "", resume: bool = False
+    ) -> None:
+        if Path(name).name != name:
+            raise InputError(f"run must be a plain folder name. Got {name!r}.")
+        self.folder = OUTPUTS / project / (name or _unused_name(OUTPUTS / project, command))
+        if (self.folder / "config.yaml").exists() and not resume:
+            raise InputError(f"The run {self.folder} exists already.", hint="--resume true goes on with it; or another --run")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.folder / "config.yaml", to_yaml(config))
+        self._head = {"project": project, "command": command_line(module, command, config)}
+        self._started = time.monotonic()
+
+    def finish(self, *, model: str, data: str, seed: int, metrics: dict[str, Any], seconds: float | None = None) -> None:
+        """Write ``results.json``.
+
+        Args:
+            model: What was resolved as the model.
+            data: What was resolved as the data.
+            seed: The seed.
+            metrics: Figure → value.
+            seconds: Wall-clock; since this object was made by default.
+        """
+        results = {
+            **self._head,
+            "model": model,
+            "data": data,
+            "seed": seed,
+            "seconds": round(time.monotonic() - self._started if seconds is None else seconds, 1),
+            "hardware": hardware(),
+            "git_commit": git_commit(),
+            "metrics": metrics,
+        }
+        write_atomic(self.folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+
+
+def _unused_name(folder: Path, command: str) -> str:
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{command}"
+    return next(n for n in (name, *(f"{name}-{i}" for i in range(2, 1000))) if not (folder / n).exists())
+
+
+@dataclass(frozen=True)
+class Promise:
+    """A figure that a README promises for a command, as a closed interval."""
+
+    command: str
+    figure: str
+    low: float
+    high: float
+
+
+def read_promises(readme: str) -> list[Promise]:
+    """Find the promises in a README: rows of tables with the columns ``command``, ``figure`` and ``range``.
+
+    A range is written ``1.9 – 2.1``, ``≤ 1.65`` or ``≥ 0.9``.
+    """
+    promises = []
+    header: list[str] = []
+    for line in readme.splitlines():
+        cells = [cell.strip().strip("`") for cell in line.strip().strip("|").split("|")]
+        if not line.startswith("|"):
+            header = []
+        elif not header:
+            header = cells
+        elif {"command", "figure", "range"} <= set(header) and len(cells) == len(header):
+            row = dict(zip(header, cells, strict=True))
+            numbers = [float(n) for n in re.findall(r"\d+(?:\.\d+)?", row["range"])]
+            if numbers:
+                low = float("-inf") if "≤" in row["range"] else numbers[0]
+                high = float("inf") if "≥" in row["range"] else numbers[-1]
+                promises.append(Promise(row["command"], row["figure"], low, high))
+    return promises
+
+
+def read_results(outputs: Path) -> list[dict[str, Any]]:
+    """Read the ``results.json`` of every run, oldest first; each gets its ``folder``. Broken ones are reported and left out."""
+    runs = []
+    for path in sorted(outputs.glob("*/*/results.json"), key=lambda p: p.stat().st_mtime):
+        try:
+            runs.append({**json.loads(path.read_text(encoding="utf-8")), "folder": path.parent})
+        except json.JSONDecodeError:
+            sys.stderr.write(f"left out, not JSON: {path}\n")
+    return runs
+
+
+@dataclass
+class TableConfig:
+    """Show every run's figures beside the range that its project's README promises for that command."""
+
+    outputs: str = "outputs"
+    """The folder that holds the runs."""
+    check: bool = field(default=False)
+    """Exit with 1 when a promised figure lies outside its range, or there is none."""
+
+
+def table(config: TableConfig) -> None:
+    """Print the table of all runs, and the plots they left."""
+    from rich.console import Console
+    from rich.table import Table
+
+    runs = read_results(Path(config.outputs))
+    if not runs:
+        raise InputError(f"There are no results under {config.outputs!r} yet.", hint="run a project first, or `make demo`")
+    grid = Table(title="Results", title_justify="left")
+    for heading in ("run", "figure", "value", "promised", "inside", "minutes"):
+        grid.add_column(heading, justify="right" if heading in ("value", "minutes") else "left", overflow="fold")
+    verdicts = []
+    for run in runs:
+        readme = Path(__file__).parents[1] / run["project"] / "README.md"
+        promises = read_promises(readme.read_text(encoding="utf-8")) if readme.exists() else []
+        promised = {p.figure: p for p in promises if p.command == run["command"]}
+        first = True
+        for name, value in run["metrics"].items():
+            promise = promised.get(name)
+            if not isinstance(value, (int, float)) or (promised and not promise):
+                continue
+            inside = promise and promise.low <= value <= promise.high
+            verdicts += [inside] if promise else []
+            grid.add_row(
+                f"{run['command'].removeprefix('python -m ')}\n[dim]{run['folder']}[/dim]" if first else "",
+                name,
+                f"{value:.4g}",
+                f"{promise.low:g} – {promise.high:g}" if promise else "–",
+                {True: "[green]yes[/green]", False: "[red]no[/red]", None: "–"}[inside],
+                f"{run['seconds'] / 60:.1f}" if first else "",
+            )
+            first = False
+    out = Console()
+    out.print(grid)
+    plots = [str(plot) for run in runs for plot in sorted(run["folder"].glob("*.png"))]
+    if plots:
+        out.print("Plots to look at:", *plots, sep="\n  ", highlight=False, soft_wrap=True)
+    if config.check and not (verdicts and all(verdicts)):
+        raise OSError("a promised figure is missing or outside its range")
+
+
+if __name__ == "__main__":
+    run_commands({"table": table}, module="shared.results")

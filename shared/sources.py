@@ -1,0 +1,122 @@
+"""One string names a model or a data set: ``builtin:<name>``, else an existing path, else a hub id ``org/name[@revision]``."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from shared.errors import HubError, InputError
+
+logger = logging.getLogger(__name__)
+
+HUB_ID = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A resolved model or data set.
+
+    Attributes:
+        origin: Where it comes from.
+        name: The builtin's name, the path, or the hub id without its revision.
+        revision: Branch, tag or commit of a hub id; None is its default branch.
+    """
+
+    origin: Literal["builtin", "path", "hub"]
+    name: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        if self.origin == "builtin":
+            return f"builtin:{self.name}"
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
+
+def resolve(name: str, builtins: Collection[str] = ()) -> Source:
+    """Find out what a string names, and log it.
+
+    Args:
+        name: ``builtin:<name>``, a path or a hub id, tried in that order.
+        builtins: The names that ``builtin:`` has here.
+
+    Returns:
+        The source. Nothing is loaded or downloaded yet.
+
+    Raises:
+        InputError: There is no such builtin, or the string is none of the three.
+        FileNotFoundError: It is a path, and nothing is there.
+    """
+    if name.startswith("builtin:"):
+        builtin = name.removeprefix("builtin:")
+        if builtin not in builtins:
+            choices = ", ".join(f"builtin:{b}" for b in sorted(builtins)) or "none here"
+            raise InputError(f"There is no {name!r}.", hint=f"builtins: {choices}")
+        source = Source("builtin", builtin)
+    elif name and Path(name).expanduser().exists():
+        source = Source("path", str(Path(name).expanduser()))
+    elif (match := HUB_ID.fullmatch(name)) and Path(name).suffix not in (".txt", ".json", ".jsonl", ".csv", ".safetensors"):
+        source = Source("hub", match["name"], match["revision"])
+    else:
+        raise FileNotFoundError(f"No such file or folder: {name!r}.")
+    logger.info("%s → %s", name, {"builtin": "embedded", "path": "local path", "hub": "hub"}[source.origin])
+    return source
+
+
+@contextmanager
+def hub_errors(source: Source, builtin: str) -> Iterator[None]:
+    """Turn whatever a hub library raises into one error with three ways out.
+
+    Args:
+        source: What is being fetched.
+        builtin: An embedded alternative to suggest.
+
+    Raises:
+        HubError: Anything went wrong inside.
+    """
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise HubError(
+            f"{source} could not be had from the hub: {type(error).__name__}: {reason}",
+            hint=f"use {builtin}; or a local path; or set HF_ENDPOINT to a mirror that you can reach",
+        ) from error
+
+
+def load_text(source: Source) -> dict[str, str]:
+    """Read plain text from a file or a data set of the hub.
+
+    Args:
+        source: Of origin ``path`` (one UTF-8 file) or ``hub`` (a data set with a column of strings).
+
+    Returns:
+        Split → text; a file is one split, ``train``. Rows of a data set are joined by newlines.
+
+    Raises:
+        InputError: The file is not UTF-8, or the data set has no single column of strings.
+        OSError: The file can't be read, or the hub can't be reached.
+    """
+    if source.origin == "path":
+        try:
+            return {"train": Path(source.name).read_text(encoding="utf-8")}
+        except UnicodeDecodeError as error:
+            raise InputError(f"{source.name} is not UTF-8 text: {error}.", hint="convert it, e.g. with iconv") from None
+    from datasets import load_dataset
+
+    with hub_errors(source, "builtin:python-docs"):
+        splits = load_dataset(source.name, revision=source.revision)
+    return {split: "\n".join(rows[_text_column(rows.features)]) for split, rows in splits.items()}
+
+
+def _text_column(features: dict[str, Any]) -> str:
+    strings = [name for name, feature in features.items() if getattr(feature, "dtype", "") in ("string", "large_string")]
+    if "text" in strings:
+        return "text"
+    if len(strings) != 1:
+        raise InputError(f"The data set needs a column 'text' or one column of strings. It has {', '.join(features)}.")
+    return strings[0]
