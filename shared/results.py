@@ -68,13 +68,17 @@ class Run:
             raise InputError(f"run must be a plain folder name. Got {name!r}.")
         self.folder = OUTPUTS / project / (name or _unused_name(OUTPUTS / project, command))
         if (self.folder / "config.yaml").exists() and not resume:
-            raise InputError(f"The run {self.folder} exists already.", hint="--resume true goes on with it; or another --run")
+            raise InputError(
+                f"The run {self.folder} exists already.", hint="--resume true goes on with it; or another --run"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self.folder / "config.yaml", to_yaml(config))
         self._head = {"project": project, "command": command_line(module, command, config)}
         self._started = time.monotonic()
 
-    def finish(self, *, model: str, data: str, seed: int, metrics: dict[str, Any], seconds: float | None = None) -> None:
+    def finish(
+        self, *, model: str, data: str, seed: int, metrics: dict[str, Any], seconds: float | None = None
+    ) -> None:
         """Write ``results.json``.
 
         Args:
@@ -163,7 +167,9 @@ def table(config: TableConfig) -> None:
 
     runs = read_results(Path(config.outputs))
     if not runs:
-        raise InputError(f"There are no results under {config.outputs!r} yet.", hint="run a project first, or `make demo`")
+        raise InputError(
+            f"There are no results under {config.outputs!r} yet.", hint="run a project first, or `make demo`"
+        )
     grid = Table(title="Results", title_justify="left")
     for heading in ("run", "figure", "value", "promised", "inside", "minutes"):
         grid.add_column(heading, justify="right" if heading in ("value", "minutes") else "left", overflow="fold")

@@ -59,7 +59,13 @@ def resolve(name: str, builtins: Collection[str] = ()) -> Source:
         source = Source("builtin", builtin)
     elif name and Path(name).expanduser().exists():
         source = Source("path", str(Path(name).expanduser()))
-    elif (match := HUB_ID.fullmatch(name)) and Path(name).suffix not in (".txt", ".json", ".jsonl", ".csv", ".safetensors"):
+    elif (match := HUB_ID.fullmatch(name)) and Path(name).suffix not in (
+        ".txt",
+        ".json",
+        ".jsonl",
+        ".csv",
+        ".safetensors",
+    ):
         source = Source("hub", match["name"], match["revision"])
     else:
         raise FileNotFoundError(f"No such file or folder: {name!r}.")
@@ -114,7 +120,9 @@ def load_text(source: Source) -> dict[str, str]:
 
 
 def _text_column(features: dict[str, Any]) -> str:
-    strings = [name for name, feature in features.items() if getattr(feature, "dtype", "") in ("string", "large_string")]
+    strings = [
+        name for name, feature in features.items() if getattr(feature, "dtype", "") in ("string", "large_string")
+    ]
     if "text" in strings:
         return "text"
     if len(strings) != 1:

@@ -78,7 +78,13 @@ def scaled_dot_product_attention(
 
 
 def fused_attention(
-    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, *, causal: bool = False, dropout: float = 0.0
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None = None,
+    *,
+    causal: bool = False,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Compute the same with PyTorch's fused kernel, which never holds the (Tq, Tk) weights in memory.
 

@@ -35,7 +35,7 @@ from shared.runtime import StopRequest, pick_device, pick_dtype, set_threads
 from shared.sources import Source, hub_errors, load_text, resolve
 from shared.tracking import Tracker, read_metrics
 from transformer_from_scratch.builtin.python_docs import python_docs
-from transformer_from_scratch.transformer_block import EncoderConfig, TransformerEncoder
+from transformer_from_scratch.transformer_block import EncoderCache, EncoderConfig, TransformerEncoder
 
 PROJECT = "transformer_from_scratch"
 MODULE = f"{PROJECT}.train_simple_lm"
@@ -153,9 +153,9 @@ class CharacterLM(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward(self, tokens: Tensor, caches: list | None = None, weights: list[Tensor] | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, cache: EncoderCache | None = None, weights: list[Tensor] | None = None) -> Tensor:
         """Score the next character behind every token: (B, T) → logits (B, T, V)."""
-        return self.head(self.encoder(tokens, causal=True, caches=caches, weights=weights))
+        return self.head(self.encoder(tokens, causal=True, cache=cache, weights=weights))
 
 
 def next_probabilities(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
@@ -216,16 +216,14 @@ def generate(
     generator = torch.Generator().manual_seed(seed)
     context = model.config.context_length
     window = prompt[-context:].tolist()
-    caches: list = []
+    cache = None
     for _ in range(length):
         if len(window) > context:
-            window, caches = window[-max(context // 2, 1) :], []
-        if use_cache and caches:
-            new = window[-1:]
-        else:
-            new, caches = window, model.encoder.new_caches() if use_cache else []
-        tokens = torch.tensor([new], device=prompt.device)
-        logits = model(tokens, caches or None)[0, -1].float().cpu()
+            window, cache = window[-max(context // 2, 1) :], None
+        new = window[-1:]
+        if cache is None:
+            new, cache = window, EncoderCache(model.config.num_layers) if use_cache else None
+        logits = model(torch.tensor([new], device=prompt.device), cache)[0, -1].float().cpu()
         if temperature == 0:
             token = int(logits.argmax())
         else:
@@ -506,7 +504,11 @@ class Training:
             self.best_loss, self.best_step = loss, self.step
         training_loss = self.accelerator.reduce(torch.stack(self.recent_losses).mean(), "mean").item()
         self.recent_losses.clear()
-        return {"train_loss": training_loss, "validation_loss": loss, "learning_rate": self.optimizer.param_groups[0]["lr"]}
+        return {
+            "train_loss": training_loss,
+            "validation_loss": loss,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+        }
 
     def out_of_patience(self) -> bool:
         """Tell whether the last ``patience`` measurements brought no new best."""
@@ -609,14 +611,20 @@ def train(config: TrainConfig) -> None:
                 stopped = training.out_of_patience()
                 if tracker:
                     tracker.log(training.step, **figures, characters_per_second=round(speed))
-                    logger.info("step {}: training loss {train_loss:.4f}, validation loss {validation_loss:.4f}".format(training.step, **figures))
+                    logger.info(
+                        "step {}: training loss {train_loss:.4f}, validation loss {validation_loss:.4f}".format(
+                            training.step, **figures
+                        )
+                    )
                     if training.best_step == training.step:
                         training.save(folder / "best.safetensors", with_optimizer=False)
                     training.save(last, with_optimizer=True)
             if _any_process(stop.requested, accelerator):
                 if is_main:
                     training.save(last, with_optimizer=True)
-                command = f"python -m {MODULE} train --config {folder / 'config.yaml'} --run {folder.name} --resume true"
+                command = (
+                    f"python -m {MODULE} train --config {folder / 'config.yaml'} --run {folder.name} --resume true"
+                )
                 raise KeyboardInterrupt(f"saved after step {training.step}; go on with: {command}")
     if run and tracker:
         tracker.close()
@@ -669,7 +677,10 @@ def plot_losses(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
     steps = [row["step"] for row in rows]
-    for key, label in (("train_loss", "training (mean since the last point)"), ("validation_loss", "validation (whole text)")):
+    for key, label in (
+        ("train_loss", "training (mean since the last point)"),
+        ("validation_loss", "validation (whole text)"),
+    ):
         axes.plot(steps, [row[key] for row in rows], marker="o", markersize=3, label=label)
     axes.set(xlabel="step", ylabel="cross-entropy, nats a character", title=title)
     axes.secondary_yaxis("right", functions=(lambda x: x / math.log(2), lambda x: x * math.log(2))).set_ylabel("bits")

@@ -12,8 +12,7 @@ a long warm-up (Xiong et al., 2020, arXiv:2002.04745):
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,6 +56,9 @@ class EncoderConfig:
     """Pre-norm (true) or post-norm (false)."""
     position: Literal["sinusoidal", "learned", "rotary"] = "rotary"
     """How positions enter."""
+    previous_tokens: int = 3
+    """Add to each token's embedding one for each of so many tokens before it, so that the first layer already sees the
+    n-gram a character stands in."""
     qk_norm: bool = True
     """Scale queries and keys to root mean square 1."""
     bias: bool = False
@@ -73,6 +75,8 @@ class EncoderConfig:
         for name in ("d_model", "num_heads", "num_layers", "d_ff", "context_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1. Got {getattr(self, name)}.")
+        if self.previous_tokens < 0:
+            raise ValueError(f"previous_tokens must be at least 0. Got {self.previous_tokens}.")
         if self.d_model % self.num_heads:
             raise ValueError(f"num_heads must divide d_model={self.d_model}. Got {self.num_heads}.")
         if not 0 <= self.dropout < 1:
@@ -173,6 +177,23 @@ class TransformerEncoderLayer(nn.Module):
         return F.dropout(x, self.dropout, self.training)
 
 
+class EncoderCache:
+    """What an encoder remembers of the tokens it has seen: the tokens, and the keys and values of every layer.
+
+    Args:
+        num_layers: Layers of the encoder.
+    """
+
+    def __init__(self, num_layers: int) -> None:
+        self.layers = [KeyValueCache() for _ in range(num_layers)]
+        self.tokens: Tensor | None = None
+
+    def append(self, tokens: Tensor) -> Tensor:
+        """Add new tokens (B, Tnew) and return all so far (B, T)."""
+        self.tokens = tokens if self.tokens is None else torch.cat([self.tokens, tokens], dim=1)
+        return self.tokens
+
+
 class TransformerEncoder(nn.Module):
     """Token embedding, positions, a stack of layers, and a last normalization where the layers are pre-norm.
 
@@ -185,6 +206,7 @@ class TransformerEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(vocab_size, config.d_model)
+        self.previous = nn.ModuleList(nn.Embedding(vocab_size, config.d_model) for _ in range(config.previous_tokens))
         self.position: nn.Module | None = None
         rotary = None
         if config.position == "rotary":
@@ -202,7 +224,7 @@ class TransformerEncoder(nn.Module):
         *,
         mask: Tensor | None = None,
         causal: bool = False,
-        caches: Sequence[KeyValueCache] | None = None,
+        cache: EncoderCache | None = None,
         weights: list[Tensor] | None = None,
     ) -> Tensor:
         """Encode token ids (B, T) as vectors (B, T, C).
@@ -211,19 +233,25 @@ class TransformerEncoder(nn.Module):
             tokens: (B, T) integers in [0, V).
             mask: Broadcasts to (B, H, T, Tk), True may be attended to.
             causal: Hide later tokens from earlier ones.
-            caches: One cache a layer; ``tokens`` are then the new ones behind those held.
+            cache: Earlier tokens to attend to and to extend; ``tokens`` are then the new ones behind them.
             weights: A list that receives every layer's attention weights (B, H, T, Tk).
 
         Returns:
             (B, T, C).
         """
-        return self.encode(self.embed(tokens, caches), mask=mask, causal=causal, caches=caches, weights=weights)
+        return self.encode(self.embed(tokens, cache), mask=mask, causal=causal, cache=cache, weights=weights)
 
-    def embed(self, tokens: Tensor, caches: Sequence[KeyValueCache] | None = None) -> Tensor:
-        """Look the tokens' vectors up and add their positions: (B, T) → (B, T, C)."""
+    def embed(self, tokens: Tensor, cache: EncoderCache | None = None) -> Tensor:
+        """Look the tokens' vectors up and add those of the tokens before, and positions: (B, T) → (B, T, C)."""
+        seen = cache.append(tokens) if cache is not None else tokens
+        offset = seen.shape[1] - tokens.shape[1]
         x = self.embedding(tokens)
+        for distance, table in enumerate(self.previous, start=1):
+            start, end = max(offset - distance, 0), max(seen.shape[1] - distance, 0)
+            earlier = table(seen[:, start:end])  # shorter than x where the text has not begun yet
+            x = x + F.pad(earlier, (0, 0, tokens.shape[1] - earlier.shape[1], 0))
         if self.position is not None:
-            x = self.position(x, caches[0].length if caches else 0)
+            x = self.position(x, offset)
         return F.dropout(x, self.config.dropout, self.training)
 
     def encode(
@@ -232,21 +260,16 @@ class TransformerEncoder(nn.Module):
         *,
         mask: Tensor | None = None,
         causal: bool = False,
-        caches: Sequence[KeyValueCache] | None = None,
+        cache: EncoderCache | None = None,
         weights: list[Tensor] | None = None,
     ) -> Tensor:
         """Run embedded tokens (B, T, C) through the layers; this part is ``nn.TransformerEncoder``."""
         for i, layer in enumerate(self.layers):
-            x, layer_weights = layer(
-                x, mask=mask, causal=causal, cache=caches[i] if caches else None, need_weights=weights is not None
-            )
+            layer_cache = cache.layers[i] if cache is not None else None
+            x, layer_weights = layer(x, mask=mask, causal=causal, cache=layer_cache, need_weights=weights is not None)
             if weights is not None:
                 weights.append(layer_weights)
         return self.final_norm(x)
-
-    def new_caches(self) -> list[KeyValueCache]:
-        """Return an empty cache for every layer."""
-        return [KeyValueCache() for _ in self.layers]
 
 
 class RMSNorm(nn.Module):
