@@ -17,7 +17,8 @@ MODULES = [
 ]
 
 # Runs in a process of its own: imports sys.argv[1] with the network shut. Libraries may draw random numbers and set
-# variables when they load (rich and torch do), so what our own code does shows in a second import, libraries loaded.
+# variables when they load (rich and torch do), so what our own code does shows in a second import, with the libraries
+# loaded and every state moved away from what the first one may have set.
 PROBE = """
 import importlib, json, logging, os, random, socket, sys
 
@@ -32,8 +33,19 @@ def state():
         "torch": torch and torch.get_rng_state().tolist(),
         "threads": torch and torch.get_num_threads(),
         "environment": dict(os.environ),
-        "logging": (logging.root.level, list(logging.root.handlers)),
+        "logging": (logging.root.level, [repr(handler) for handler in logging.root.handlers]),
     }
+
+def disturb():
+    random.seed(7)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(7)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(7)
+        torch.set_num_threads(7)
+    os.environ.clear()
+    logging.root.setLevel(7)
+    logging.root.handlers.clear()
 
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.create_connection = refuse
 module = importlib.import_module(sys.argv[1])
@@ -42,12 +54,13 @@ tops = ("shared", sys.argv[1].partition(".")[0])
 for name in modules:
     if name.partition(".")[0] in tops:
         del sys.modules[name]
+disturb()
 before = state()
 importlib.import_module(sys.argv[1])
 after = state()
 json.dump({
     "file": module.__file__,
-    "changed": [key for key in before if before[key] != after[key]] + [repr(one) for one in logging.root.handlers],
+    "changed": [key for key in before if before[key] != after[key]],
     "modules": sorted({name.partition(".")[0] for name in modules}),
 }, sys.stdout)
 """
