@@ -51,8 +51,8 @@ clean: ## Remove .venv, caches and builds; outputs/ stays
 # The stamp appears only after success and goes before every change, so a .venv without one is in an unknown state and
 # is made anew, like one whose Python is gone.
 $(STAMP): pyproject.toml constraints.txt $(shell $(VENV_PYTHON) -c '' 2>/dev/null || echo broken)
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' || { \
-		echo "error: '$(PYTHON)' must be Python 3.10 to 3.13. Got: $$($(PYTHON) --version 2>&1)"; \
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' 2>/dev/null || { \
+		echo "error: '$(PYTHON)' must be Python 3.10 to 3.13. Got: $$($(PYTHON) --version 2>&1 | tail -n 1)"; \
 		echo "hint: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; } >&2
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "error: '$(PYTHON)' lacks the modules venv and ensurepip."; \
