@@ -65,7 +65,7 @@ class Vocabulary:
         Raises:
             InputError: Some characters are not in the vocabulary; the message names them.
         """
-        codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         numbers = np.searchsorted(self._codes, codes).clip(max=len(self) - 1)
         unknown = sorted({chr(c) for c in codes[self._codes[numbers] != codes]})
         if unknown:
@@ -333,12 +333,15 @@ class TrainConfig(EncoderConfig):
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "laptop": {},
         "best": {
+            "num_layers": 5,
             "d_model": 160,
+            "num_heads": 5,
             "d_ff": 640,
-            "context_length": 128,
-            "dropout": 0.05,
-            "steps": 16000,
-            "evaluate_every": 1000,
+            "context_length": 256,
+            "dropout": 0.1,
+            "batch_size": 6,
+            "steps": 7500,
+            "optimizer": "muon",
         },
     }
 
@@ -356,8 +359,12 @@ class TrainConfig(EncoderConfig):
     """Forward passes whose gradients are averaged before a step."""
     learning_rate: float = 3e-3
     """Peak learning rate."""
-    final_learning_rate: float = 0.0
-    """Where the cosine ends."""
+    final_rate: float = 0.0
+    """Part of the peak learning rate where the cosine ends, in [0, 1]."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw; or muon for the matrices inside the layers and adamw for the rest."""
+    muon_learning_rate: float = 0.02
+    """Muon: peak learning rate of its matrices."""
     warmup_steps: int = 100
     """Steps of linear growth up to the peak."""
     beta1: float = 0.9
@@ -392,10 +399,12 @@ class TrainConfig(EncoderConfig):
         super().__post_init__()
         for name in ("steps", "batch_size", "accumulation", "evaluate_every"):
             check_range(name, getattr(self, name), 1)
-        for name in ("warmup_steps", "patience", "weight_decay", "gradient_clip", "final_learning_rate", "threads"):
+        for name in ("warmup_steps", "patience", "weight_decay", "gradient_clip", "threads"):
             check_range(name, getattr(self, name), 0)
         check_range("learning_rate", self.learning_rate, 0, open_low=True)
         check_range("validation_fraction", self.validation_fraction, 0, 0.99, open_low=True)
+        check_range("final_rate", self.final_rate, 0, 1)
+        check_range("muon_learning_rate", self.muon_learning_rate, 0, open_low=True)
         check_range("beta1", self.beta1, 0, 0.9999)
         check_range("beta2", self.beta2, 0, 0.9999)
         check_range("seed", self.seed, 0, 2**31 - 1)
@@ -403,21 +412,38 @@ class TrainConfig(EncoderConfig):
             raise InputError("resume needs the name of the run.", hint="--run NAME --resume true")
 
 
-def learning_rate_at(step: int, config: TrainConfig) -> float:
-    """Return the learning rate of a step: linear warm-up, then half a cosine down to the final rate."""
+def schedule(step: int, config: TrainConfig) -> float:
+    """Return the part of the peak learning rate that a step gets: linear warm-up, then half a cosine down."""
     if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
+        return (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * cosine
+    return config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Return AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101) that decays matrices only."""
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+def make_optimizers(model: CharacterLM, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Return what updates the weights: AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101), which decays matrices only.
+
+    With ``optimizer="muon"`` the matrices inside the layers go to Muon (Jordan et al., 2024), which replaces each
+    update by the nearest orthogonal matrix, so that rare directions learn as fast as common ones. Its decay a step is
+    set to be that of AdamW.
+    """
+    hidden = [p for p in model.encoder.layers.parameters() if p.ndim == 2] if config.optimizer == "muon" else []
+    others = [p for p in model.parameters() if all(p is not h for h in hidden)]
+    groups = [
+        {"params": [p for p in others if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    betas = (config.beta1, config.beta2)
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
+    ]
+    if hidden:
+        decay = config.weight_decay * config.learning_rate / config.muon_learning_rate
+        optimizers.append(torch.optim.Muon(hidden, lr=config.muon_learning_rate, weight_decay=decay))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
 
 
 def random_seed(seed: int, index: int) -> int:
@@ -460,12 +486,11 @@ class Training:
         self.validation_text = corpus.validation.to(accelerator.device)
         torch.manual_seed(config.seed)
         self.model = CharacterLM(len(corpus.vocabulary), config).to(accelerator.device)
-        self.optimizer = make_optimizer(self.model, config)
+        self.optimizers = make_optimizers(self.model, config)
         self.step = 0
         self.best_loss, self.best_step = math.inf, 0
         self.seconds = 0.0
         self.recent_losses: list[Tensor] = []
-        self.gradient_norm = math.nan
 
     @property
     def characters_a_step(self) -> int:
@@ -480,8 +505,8 @@ class Training:
             prepared: The model as ``accelerator.prepare`` returned it.
         """
         config, accelerator = self.config, self.accelerator
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate_at(self.step, config)
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
+            group["lr"] = group["peak_lr"] * schedule(self.step, config)
         for i in range(config.accumulation):
             # Counted over all processes: two of them draw what one would with twice the accumulation.
             index = (self.step * config.accumulation + i) * accelerator.num_processes + accelerator.process_index
@@ -493,8 +518,9 @@ class Training:
             self.recent_losses.append(loss.detach())
         if config.gradient_clip:
             accelerator.clip_grad_norm_(prepared.parameters(), config.gradient_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         self.step += 1
 
     def measure(self) -> dict[str, float]:
@@ -507,7 +533,7 @@ class Training:
         return {
             "train_loss": training_loss,
             "validation_loss": loss,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": self.optimizers[0].param_groups[0]["lr"],
         }
 
     def out_of_patience(self) -> bool:
@@ -519,8 +545,9 @@ class Training:
         """Write a checkpoint: to go on from with the optimizer's moments, else to sample from."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         if with_optimizer:
-            for index, moments in self.optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
+            for i, optimizer in enumerate(self.optimizers):
+                for index, moments in optimizer.state_dict()["state"].items():
+                    tensors |= {f"optimizer{i}.{index}.{name}": tensor for name, tensor in moments.items()}
         state = {
             "step": self.step,
             "best_loss": self.best_loss,
@@ -547,11 +574,12 @@ class Training:
                 hint=f"--config {path.parent / 'config.yaml'} --run {path.parent.name} --resume true; or another --run",
             )
         load_weights(self.model, tensors, path)
-        packed = self.optimizer.state_dict()
-        for name, tensor in select(tensors, "optimizer.").items():
-            index, _, moment = name.partition(".")
-            packed["state"].setdefault(int(index), {})[moment] = tensor
-        self.optimizer.load_state_dict(packed)
+        for i, optimizer in enumerate(self.optimizers):
+            packed = optimizer.state_dict()
+            for name, tensor in select(tensors, f"optimizer{i}.").items():
+                index, _, moment = name.partition(".")
+                packed["state"].setdefault(int(index), {})[moment] = tensor
+            optimizer.load_state_dict(packed)
         self.step, self.seconds = state["step"], state["seconds"]
         self.best_loss, self.best_step = state["best_loss"], state["best_step"]
 
