@@ -9,6 +9,7 @@ dataclass default < the package's YAML < the preset < ``--config FILE`` < flags.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 import typing
 from argparse import ArgumentError
@@ -82,19 +83,26 @@ def parse(
         description=(config_class.__doc__ or "").strip(),
         epilog=epilog,
         exit_on_error=False,
+        allow_abbrev=False,
         default_config_files=[str(package_yaml)] if package_yaml else [],
     )
     parser.add_argument("--config", action="config", help="a YAML file with any of the keys below")
     parser.add_class_arguments(config_class, as_group=False)
+    names = [field.name for field in dataclasses.fields(config_class) if field.init]
     try:
         presets = getattr(config_class, "PRESETS", {})
         if presets:
             silent = [a for a in arguments if a not in ("-h", "--help") and not a.startswith("--print_config")]
-            parser.set_defaults(presets[parser.parse_args(silent).preset])
+            preset = presets[parser.parse_args(silent).preset]
+            defaults = parser.get_defaults()  # with the package's YAML, which would win over a preset if it stayed
+            parser.default_config_files = []
+            parser.set_defaults({name: defaults[name] for name in names} | preset)
         namespace = parser.parse_args(list(arguments))
     except ArgumentError as error:
         raise InputError(_one_line(error), hint=f"{prog} --help") from None
-    values = {field.name: namespace[field.name] for field in dataclasses.fields(config_class) if field.init}
+    except UnicodeDecodeError as error:
+        raise InputError(f"The file of --config is not UTF-8 text: {error}.") from None
+    values = {name: namespace[name] for name in names}
     try:
         return config_class(**values)
     except InputError:
@@ -106,12 +114,14 @@ def parse(
 def config_class_of(command: Command) -> type:
     """Return the dataclass that a command takes, from its annotation."""
     hints = typing.get_type_hints(command)
-    return next(hint for name, hint in hints.items() if name != "return")
+    config_class: type = next(hint for name, hint in hints.items() if name != "return")
+    return config_class
 
 
 def to_yaml(config: Any) -> str:
     """Write a configuration as YAML that ``--config`` reads back."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+    return text
 
 
 def command_line(module: str, command: str, config: Any) -> str:
@@ -126,7 +136,7 @@ def command_line(module: str, command: str, config: Any) -> str:
         value = getattr(config, field.name)
         default = field.default if field.name == "preset" else preset.get(field.name, field.default)
         if field.metadata.get("recipe", True) and value != default:
-            words.append(f"--{field.name} {str(value).lower() if isinstance(value, bool) else value}")
+            words.append(f"--{field.name} {shlex.quote(str(value).lower() if isinstance(value, bool) else str(value))}")
     return " ".join(words)
 
 

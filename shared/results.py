@@ -26,7 +26,7 @@ OUTPUTS = Path("outputs")
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file beside its place and rename it there: a kill at any moment leaves the old file or the new one, whole.
+    """Write a file beside its place and rename it there: a kill at any moment leaves the old file or the new, whole.
 
     Raises:
         OSError: The disk is full or the folder can't be written; the old file is untouched.
@@ -64,7 +64,7 @@ class Run:
     def __init__(
         self, project: str, module: str, command: str, config: Any, *, name: str = "", resume: bool = False
     ) -> None:
-        if Path(name).name != name:
+        if Path(name).name != name or name == "..":
             raise InputError(f"run must be a plain folder name. Got {name!r}.")
         self.folder = OUTPUTS / project / (name or _unused_name(OUTPUTS / project, command))
         if (self.folder / "config.yaml").exists() and not resume:
@@ -131,7 +131,9 @@ def read_promises(readme: str) -> list[Promise]:
             header = cells
         elif {"command", "figure", "range"} <= set(header) and len(cells) == len(header):
             row = dict(zip(header, cells, strict=True))
-            numbers = [float(n) for n in re.findall(r"\d+(?:\.\d+)?", row["range"])]
+            numbers = [
+                float(n) for n in re.findall(r"(?<!\d)-?\d+(?:\.\d+)?(?:e-?\d+)?", row["range"].replace(",", ""))
+            ]
             if numbers:
                 low = float("-inf") if "≤" in row["range"] else numbers[0]
                 high = float("inf") if "≥" in row["range"] else numbers[-1]
@@ -140,13 +142,16 @@ def read_promises(readme: str) -> list[Promise]:
 
 
 def read_results(outputs: Path) -> list[dict[str, Any]]:
-    """Read the ``results.json`` of every run, oldest first; each gets its ``folder``. Broken ones are reported and left out."""
+    """Read the results of every run and its ``folder``, oldest first. Broken ones are reported and left out."""
     runs = []
     for path in sorted(outputs.glob("*/*/results.json"), key=lambda p: p.stat().st_mtime):
         try:
-            runs.append({**json.loads(path.read_text(encoding="utf-8")), "folder": path.parent})
-        except json.JSONDecodeError:
-            sys.stderr.write(f"left out, not JSON: {path}\n")
+            run = json.loads(path.read_text(encoding="utf-8"))
+            runs.append(
+                {key: run[key] for key in ("project", "command", "seconds", "metrics")} | {"folder": path.parent}
+            )
+        except (ValueError, TypeError, KeyError):
+            sys.stderr.write(f"left out, not the results of a run: {path}\n")
     return runs
 
 
@@ -163,6 +168,7 @@ class TableConfig:
 def table(config: TableConfig) -> None:
     """Print the table of all runs, and the plots they left."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     runs = read_results(Path(config.outputs))
@@ -183,10 +189,12 @@ def table(config: TableConfig) -> None:
             promise = promised.get(name)
             if not isinstance(value, (int, float)) or (promised and not promise):
                 continue
-            inside = promise and promise.low <= value <= promise.high
+            inside = promise.low <= value <= promise.high if promise else None
             verdicts += [inside] if promise else []
             grid.add_row(
-                f"{run['command'].removeprefix('python -m ')}\n[dim]{run['folder']}[/dim]" if first else "",
+                f"{escape(run['command'].removeprefix('python -m '))}\n[dim]{escape(str(run['folder']))}[/dim]"
+                if first
+                else "",
                 name,
                 f"{value:.4g}",
                 f"{promise.low:g} – {promise.high:g}" if promise else "–",
@@ -198,7 +206,7 @@ def table(config: TableConfig) -> None:
     out.print(grid)
     plots = [str(plot) for run in runs for plot in sorted(run["folder"].glob("*.png"))]
     if plots:
-        out.print("Plots to look at:", *plots, sep="\n  ", highlight=False, soft_wrap=True)
+        out.print("Plots to look at:", *plots, sep="\n  ", highlight=False, markup=False, soft_wrap=True)
     if config.check and not (verdicts and all(verdicts)):
         raise OSError("a promised figure is missing or outside its range")
 

@@ -1,8 +1,9 @@
-"""One string names a model or a data set: ``builtin:<name>``, else an existing path, else a hub id ``org/name[@revision]``."""
+"""One string names a model or a data set: ``builtin:<name>``, else a path, else a hub id ``org/name[@revision]``."""
 
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -57,8 +58,8 @@ def resolve(name: str, builtins: Collection[str] = ()) -> Source:
             choices = ", ".join(f"builtin:{b}" for b in sorted(builtins)) or "none here"
             raise InputError(f"There is no {name!r}.", hint=f"builtins: {choices}")
         source = Source("builtin", builtin)
-    elif name and Path(name).expanduser().exists():
-        source = Source("path", str(Path(name).expanduser()))
+    elif name and Path(path := os.path.expanduser(name)).exists():
+        source = Source("path", str(Path(path)))
     elif (match := HUB_ID.fullmatch(name)) and Path(name).suffix not in (
         ".txt",
         ".json",
@@ -86,7 +87,7 @@ def hub_errors(source: Source, builtin: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # some of these libraries' own errors have no other base
         reason = " ".join(str(error).split())[:200]
         raise HubError(
             f"{source} could not be had from the hub: {type(error).__name__}: {reason}",
@@ -94,11 +95,12 @@ def hub_errors(source: Source, builtin: str) -> Iterator[None]:
         ) from error
 
 
-def load_text(source: Source) -> dict[str, str]:
+def load_text(source: Source, builtin: str) -> dict[str, str]:
     """Read plain text from a file or a data set of the hub.
 
     Args:
         source: Of origin ``path`` (one UTF-8 file) or ``hub`` (a data set with a column of strings).
+        builtin: An embedded alternative to suggest when the hub can't be reached.
 
     Returns:
         Split → text; a file is one split, ``train``. Rows of a data set are joined by newlines.
@@ -114,9 +116,9 @@ def load_text(source: Source) -> dict[str, str]:
             raise InputError(f"{source.name} is not UTF-8 text: {error}.", hint="convert it, e.g. with iconv") from None
     from datasets import load_dataset
 
-    with hub_errors(source, "builtin:python-docs"):
+    with hub_errors(source, builtin):
         splits = load_dataset(source.name, revision=source.revision)
-    return {split: "\n".join(rows[_text_column(rows.features)]) for split, rows in splits.items()}
+    return {split: "\n".join(row or "" for row in rows[_text_column(rows.features)]) for split, rows in splits.items()}
 
 
 def _text_column(features: dict[str, Any]) -> str:

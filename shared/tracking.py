@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from shared.errors import InputError, MissingPackageError
+from shared.errors import HubError, InputError, MissingPackageError
 from shared.results import write_atomic
 
 Backend = Literal["none", "wandb"]
@@ -27,6 +27,7 @@ class Tracker:
     Raises:
         MissingPackageError: wandb is asked for and not installed.
         InputError: wandb is asked for online and has no key.
+        HubError: wandb can't be reached, or refuses the key.
     """
 
     def __init__(
@@ -69,6 +70,9 @@ def _start_wandb(folder: Path, config: dict[str, Any] | None) -> Any:
     except ImportError:
         raise MissingPackageError("wandb", "track") from None
     mode = os.environ.get("WANDB_MODE", "online")
-    if mode == "online" and not wandb.login(prompt=False):
-        raise InputError("tracking wandb found no key.", hint="run `wandb login`, or set WANDB_MODE=offline")
-    return wandb.init(project="llm-roadmap", name=folder.name, dir=str(folder), config=config)
+    try:
+        if mode == "online" and not wandb.login(prompt=False):
+            raise InputError("tracking wandb found no key.", hint="run `wandb login`, or set WANDB_MODE=offline")
+        return wandb.init(project="llm-roadmap", name=folder.name, dir=str(folder), config=config)
+    except wandb.Error as error:
+        raise HubError(f"Weights & Biases: {' '.join(str(error).split())}", hint="set WANDB_MODE=offline") from None
