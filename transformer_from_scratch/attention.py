@@ -101,6 +101,7 @@ def fused_attention(
     """
     if mask is None:
         return F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, is_causal=causal)
+    mask = torch.atleast_2d(mask)  # what the kernel asks for at least
     # The kernel makes NaN of a row that sees nothing: let it see everything, then put zeros there.
     sees_something = mask.any(dim=-1, keepdim=True)
     mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask | ~sees_something, dropout_p=dropout)
