@@ -89,10 +89,10 @@ def hub_errors(source: Source, builtin: str) -> Iterator[None]:
         yield
     except Exception as error:  # some of these libraries' own errors have no other base
         reason = " ".join(str(error).split())[:200]
-        raise HubError(
-            f"{source} could not be had from the hub: {type(error).__name__}: {reason}",
-            hint=f"use {builtin}; or a local path; or set HF_ENDPOINT to a mirror that you can reach",
-        ) from error
+        hint = f"use {builtin}; or a local path; or set HF_ENDPOINT to a mirror that you can reach"
+        if "scripts are no longer supported" in reason:
+            hint = f"{source.name}@refs/convert/parquet is the hub's own copy of a data set kept as a script"
+        raise HubError(f"{source} could not be had from the hub: {type(error).__name__}: {reason}", hint) from error
 
 
 def load_text(source: Source, builtin: str) -> dict[str, str]:

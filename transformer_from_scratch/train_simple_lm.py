@@ -11,15 +11,17 @@ Several processes or machines: ``accelerate launch -m transformer_from_scratch.t
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import math
+import shlex
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -36,6 +38,9 @@ from shared.sources import Source, hub_errors, load_text, resolve
 from shared.tracking import Tracker, read_metrics
 from transformer_from_scratch.builtin.python_docs import python_docs
 from transformer_from_scratch.transformer_block import EncoderCache, EncoderConfig, TransformerEncoder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PROJECT = "transformer_from_scratch"
 MODULE = f"{PROJECT}.train_simple_lm"
@@ -104,9 +109,9 @@ def load_corpus(data: str, validation_fraction: float, context_length: int = 1) 
         OSError: It can't be read or fetched.
     """
     source = resolve(data, builtins={"python-docs"})
-    texts = {"train": python_docs()} if source.origin == "builtin" else load_text(source)
+    texts = {"train": python_docs()} if source.origin == "builtin" else load_text(source, "builtin:python-docs")
+    validation = texts.pop("validation", None)
     train = texts["train"] if "train" in texts else "\n".join(texts.values())
-    validation = texts.get("validation")
     if validation is None:
         cut = round(len(train) * (1 - validation_fraction))
         train, validation = train[:cut], train[cut:]
@@ -524,8 +529,16 @@ class Training:
         self.step += 1
 
     def measure(self) -> dict[str, float]:
-        """Measure the whole validation text, keep the best, and return the figures since the last time."""
+        """Measure the whole validation text, keep the best, and return the figures since the last time.
+
+        Raises:
+            InputError: The loss is no longer a number.
+        """
         loss = validation_loss(self.model, self.validation_text)
+        if not math.isfinite(loss):
+            raise InputError(
+                f"Training diverged: the loss after step {self.step} is {loss}.", hint="a smaller --learning_rate"
+            )
         if loss < self.best_loss:
             self.best_loss, self.best_step = loss, self.step
         training_loss = self.accelerator.reduce(torch.stack(self.recent_losses).mean(), "mean").item()
@@ -553,6 +566,7 @@ class Training:
             "best_loss": self.best_loss,
             "best_step": self.best_step,
             "seconds": self.seconds,
+            "recent_losses": [loss.item() for loss in self.recent_losses],
             "encoder": {f.name: getattr(self.config, f.name) for f in fields(EncoderConfig)},
             "recipe": self.recipe(),
             "vocabulary": self.corpus.vocabulary.characters,
@@ -571,7 +585,7 @@ class Training:
         if changed:
             raise InputError(
                 f"{path} was trained with another {', '.join(changed)}, so going on would not be the same run.",
-                hint=f"--config {path.parent / 'config.yaml'} --run {path.parent.name} --resume true; or another --run",
+                hint=f"{resume_flags(path.parent)}; or another --run",
             )
         load_weights(self.model, tensors, path)
         for i, optimizer in enumerate(self.optimizers):
@@ -582,6 +596,7 @@ class Training:
             optimizer.load_state_dict(packed)
         self.step, self.seconds = state["step"], state["seconds"]
         self.best_loss, self.best_step = state["best_loss"], state["best_step"]
+        self.recent_losses = [torch.tensor(loss, device=self.accelerator.device) for loss in state["recent_losses"]]
 
     def recipe(self) -> dict[str, Any]:
         """Return all that must stay the same for a run to go on exactly."""
@@ -596,6 +611,11 @@ class Training:
         }
 
 
+def resume_flags(folder: Path) -> str:
+    """Return the flags that go on with a run."""
+    return f"--config {shlex.quote(str(folder / 'config.yaml'))} --run {shlex.quote(folder.name)} --resume true"
+
+
 def train(config: TrainConfig) -> None:
     """Train a model; see :class:`TrainConfig`."""
     from accelerate import Accelerator
@@ -608,12 +628,13 @@ def train(config: TrainConfig) -> None:
     is_main = accelerator.is_main_process
     corpus = load_corpus(config.data, config.validation_fraction, config.context_length)
     training = Training(config, corpus, accelerator)
+    last = OUTPUTS / PROJECT / config.run / "last.safetensors"
+    if config.resume and last.exists():  # before anything is written: a run that can't go on keeps its files
+        training.load(last)
+        logger.info("resumed %s after step %d", last.parent, training.step)
     run = Run(PROJECT, MODULE, "train", config, name=config.run, resume=config.resume) if is_main else None
     [folder] = broadcast_object_list([run.folder if run else None])
     last = folder / "last.safetensors"
-    if config.resume and last.exists():
-        training.load(last)
-        logger.info("resumed %s after step %d", folder, training.step)
     tracker = Tracker(folder, config.tracking, config=asdict(config), resume_step=training.step) if is_main else None
     prepared = accelerator.prepare(training.model)
     logger.info(
@@ -623,7 +644,7 @@ def train(config: TrainConfig) -> None:
     )
 
     earlier_seconds, first_step, started = training.seconds, training.step, time.monotonic()
-    stopped = False
+    stopped = training.out_of_patience()  # killed after its last step, before its results
     prepared.train()
     with StopRequest() as stop, progress_bar(disable=not is_main) as bar:
         task = bar.add_task("train", total=config.steps, completed=training.step, figures="")
@@ -631,7 +652,7 @@ def train(config: TrainConfig) -> None:
             training.learn(prepared)
             training.seconds = earlier_seconds + time.monotonic() - started
             speed = (training.step - first_step) * training.characters_a_step / (training.seconds - earlier_seconds)
-            if training.step % 20 == 0:
+            if training.step % 20 == 0 or training.step == config.steps:
                 figures = f"loss {training.recent_losses[-1].item():.3f}  {speed:,.0f} characters/s"
                 bar.update(task, completed=training.step, figures=figures)
             if training.step % config.evaluate_every == 0 or training.step == config.steps:
@@ -650,10 +671,9 @@ def train(config: TrainConfig) -> None:
             if _any_process(stop.requested, accelerator):
                 if is_main:
                     training.save(last, with_optimizer=True)
-                command = (
-                    f"python -m {MODULE} train --config {folder / 'config.yaml'} --run {folder.name} --resume true"
+                raise KeyboardInterrupt(
+                    f"saved after step {training.step}; go on with: python -m {MODULE} train {resume_flags(folder)}"
                 )
-                raise KeyboardInterrupt(f"saved after step {training.step}; go on with: {command}")
     if run and tracker:
         tracker.close()
         report(training, run)
@@ -695,7 +715,8 @@ def report(training: Training, run: Run) -> None:
 
 def text_figures(loss: float) -> dict[str, float]:
     """Return a cross-entropy (nats a character) in the three units that people compare."""
-    return {"validation_loss": loss, "bits_per_character": loss / math.log(2), "perplexity": math.exp(loss)}
+    perplexity = math.exp(min(loss, 700))  # no float holds more
+    return {"validation_loss": loss, "bits_per_character": loss / math.log(2), "perplexity": perplexity}
 
 
 def plot_losses(rows: list[dict[str, Any]], path: Path, title: str) -> None:
@@ -714,7 +735,7 @@ def plot_losses(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     axes.secondary_yaxis("right", functions=(lambda x: x / math.log(2), lambda x: x * math.log(2))).set_ylabel("bits")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 # --- The other commands -----------------------------------------------------------------------------------------------
@@ -876,7 +897,14 @@ def plot_attention(layers: list[Tensor], prompt: str, path: Path) -> None:
             axes.set_yticks(range(length), labels, fontsize=5)
             axes.tick_params(length=0, pad=1)
     figure.colorbar(image, ax=grid, shrink=0.5, label="attention weight")
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a plot as PNG, whole or not at all."""
+    image = io.BytesIO()
+    figure.savefig(image, dpi=130)
+    write_atomic(path, image.getvalue())
 
 
 if __name__ == "__main__":
