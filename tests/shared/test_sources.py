@@ -86,19 +86,19 @@ def test_whatever_a_hub_library_raises_becomes_one_error_with_three_ways_out(kin
 @pytest.mark.parametrize("text", ["", "plain\n", "中文，𝔸\n", "\ufeffwith a mark"])
 def test_a_file_is_one_split(text: str) -> None:
     Path("text.txt").write_text(text, encoding="utf-8")
-    assert load_text(Source("path", "text.txt")) == {"train": text}
+    assert load_text(Source("path", "text.txt"), BUILTIN) == {"train": text}
 
 
 def test_a_file_in_another_encoding_is_named() -> None:
     Path("text.txt").write_bytes("é".encode("latin-1"))
     with pytest.raises(InputError, match="text.txt is not UTF-8 text") as error:
-        load_text(Source("path", "text.txt"))
+        load_text(Source("path", "text.txt"), BUILTIN)
     assert "iconv" in error.value.hint
 
 
 def test_a_folder_is_no_text() -> None:
     with pytest.raises(OSError, match="directory"):
-        load_text(Source("path", "."))
+        load_text(Source("path", "."), BUILTIN)
 
 
 @pytest.fixture
@@ -116,25 +116,26 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
     return splits
 
 
+BUILTIN = "builtin:python-docs"
 SOURCE = Source("hub", "org/name", "v1")
 
 
 def test_rows_of_every_split_are_joined(hub: dict[str, dict[str, Any]]) -> None:
     hub["train"] = {"text": ["one", "", "two"], "title": ["x", "y", "z"]}
     hub["test"] = {"text": ["three", None], "title": ["x", "y"]}
-    assert load_text(SOURCE) == {"train": "one\n\ntwo", "test": "three\n"}
+    assert load_text(SOURCE, BUILTIN) == {"train": "one\n\ntwo", "test": "three\n"}
 
 
 def test_the_only_column_of_strings_is_the_text(hub: dict[str, dict[str, Any]]) -> None:
     hub["train"] = {"label": [1, 2], "content": ["one", "two"]}
-    assert load_text(SOURCE) == {"train": "one\ntwo"}
+    assert load_text(SOURCE, BUILTIN) == {"train": "one\ntwo"}
 
 
 @pytest.mark.parametrize("columns", [{"a": ["x"], "b": ["y"]}, {"number": [1]}, {"text": [1]}])
 def test_a_data_set_without_one_text_is_refused(hub: dict[str, dict[str, Any]], columns: dict[str, Any]) -> None:
     hub["train"] = columns
     with pytest.raises(InputError, match=f"column 'text' or one column of strings. It has {', '.join(columns)}"):
-        load_text(SOURCE)
+        load_text(SOURCE, BUILTIN)
 
 
 @pytest.mark.slow
