@@ -132,7 +132,7 @@ class KeyValueCache:
 class MultiHeadAttention(nn.Module):
     """Attention in H subspaces of width D at once: MultiHead(Q, K, V) = Concat(head₁ … head_H) Wᴼ.
 
-    The weights are laid out as in ``nn.MultiheadAttention`` (``in_proj`` stacks the projections of queries, keys and values).
+    The weights are laid out as in ``nn.MultiheadAttention``: ``in_proj`` stacks those of queries, keys and values.
 
     Args:
         d_model: C, width of inputs and outputs.

@@ -57,7 +57,7 @@ class LearnedEncoding(nn.Module):
 class RotaryEmbedding(nn.Module):
     """Turn pairs of features by an angle that grows with the position (RoFormer, Su et al., 2021, arXiv:2104.09864).
 
-    Feature i of the first half and feature i of the second half form a point in the plane, turned by t · base^(-2i / D).
+    Feature i of the first half and feature i of the second form a point in the plane, turned by t · base^(-2i / D).
     The product of a query at position m and a key at position n then depends on m - n alone.
 
     Args:

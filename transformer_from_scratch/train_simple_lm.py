@@ -32,6 +32,7 @@ from shared.checkpoints import read_checkpoint, save_checkpoint, select
 from shared.config import check_range, run_commands
 from shared.errors import InputError
 from shared.logs import progress_bar
+from shared.muon import Muon
 from shared.results import OUTPUTS, Run, write_atomic
 from shared.runtime import StopRequest, pick_device, pick_dtype, set_threads
 from shared.sources import Source, hub_errors, load_text, resolve
@@ -100,7 +101,7 @@ def load_corpus(data: str, validation_fraction: float, context_length: int = 1) 
     """Load a text and cut its end off for validation.
 
     Args:
-        data: ``builtin:python-docs``, a UTF-8 file, or a hub id. A data set's own validation split is used if it has one.
+        data: ``builtin:python-docs``, a UTF-8 file, or a hub id; its own validation split is used if it has one.
         validation_fraction: Part of the text, at its end, that is kept for validation.
         context_length: The training text must be longer than this.
 
@@ -426,7 +427,7 @@ def schedule(step: int, config: TrainConfig) -> float:
 
 
 def make_optimizers(model: CharacterLM, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Return what updates the weights: AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101), which decays matrices only.
+    """Return AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101), which decays matrices only.
 
     With ``optimizer="muon"`` the matrices inside the layers go to Muon (Jordan et al., 2024), which replaces each
     update by the nearest orthogonal matrix, so that rare directions learn as fast as common ones. Its decay a step is
@@ -444,7 +445,7 @@ def make_optimizers(model: CharacterLM, config: TrainConfig) -> list[torch.optim
     ]
     if hidden:
         decay = config.weight_decay * config.learning_rate / config.muon_learning_rate
-        optimizers.append(torch.optim.Muon(hidden, lr=config.muon_learning_rate, weight_decay=decay))
+        optimizers.append(Muon(hidden, lr=config.muon_learning_rate, weight_decay=decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
@@ -677,6 +678,7 @@ def train(config: TrainConfig) -> None:
     if run and tracker:
         tracker.close()
         report(training, run)
+    accelerator.wait_for_everyone()  # a process that leaves early takes those with it that still write results
     accelerator.end_training()
 
 

@@ -1,7 +1,7 @@
 """Feed-forward layer, encoder layer and the whole Transformer encoder, from token ids to the last normalization.
 
-The stack follows Vaswani et al. (2017, arXiv:1706.03762); with ``norm_first`` it is the pre-norm form that trains without
-a long warm-up (Xiong et al., 2020, arXiv:2002.04745):
+The stack follows Vaswani et al. (2017, arXiv:1706.03762); with ``norm_first`` it is the pre-norm form that trains
+without a long warm-up (Xiong et al., 2020, arXiv:2002.04745):
 
     post-norm:  x ← norm(x + sublayer(x))          pre-norm:  x ← x + sublayer(norm(x))
 
