@@ -345,8 +345,9 @@ class TrainConfig(EncoderConfig):
             "d_ff": 640,
             "context_length": 256,
             "dropout": 0.1,
-            "batch_size": 6,
-            "steps": 7500,
+            "batch_size": 8,
+            "steps": 6000,
+            "evaluate_every": 1000,
             "optimizer": "muon",
         },
     }

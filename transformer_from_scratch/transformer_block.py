@@ -47,7 +47,9 @@ class EncoderConfig:
     context_length: int = 64
     """T: most tokens that attention looks at."""
     dropout: float = 0.0
-    """Probability of dropping an activation or an attention weight in training, in [0, 1)."""
+    """Probability of dropping a value of the embeddings and of each sublayer's output in training, in [0, 1)."""
+    inner_dropout: float = 0.0
+    """The same for attention weights and inside the feed-forward layers; slow on a CPU, where the fused kernel has none."""
     activation: Literal["relu", "gelu", "relu2"] = "relu2"
     """Non-linearity of the feed-forward layers; relu2 is max(0, x)²."""
     norm: Literal["layer", "rms"] = "rms"
@@ -79,8 +81,9 @@ class EncoderConfig:
             raise ValueError(f"previous_tokens must be at least 0. Got {self.previous_tokens}.")
         if self.d_model % self.num_heads:
             raise ValueError(f"num_heads must divide d_model={self.d_model}. Got {self.num_heads}.")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1). Got {self.dropout}.")
+        for name in ("dropout", "inner_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1). Got {getattr(self, name)}.")
         if self.position == "rotary" and self.d_model // self.num_heads % 2:
             raise ValueError(
                 f"position=rotary turns pairs of features, so d_model / num_heads must be even. "
@@ -132,14 +135,14 @@ class TransformerEncoderLayer(nn.Module):
         self.attention = MultiHeadAttention(
             config.d_model,
             config.num_heads,
-            dropout=config.dropout,
+            dropout=config.inner_dropout,
             bias=config.bias,
             qk_norm=config.qk_norm,
             rotary=rotary,
             fused=config.fused,
         )
         self.feed_forward = FeedForward(
-            config.d_model, config.d_ff, dropout=config.dropout, activation=config.activation, bias=config.bias
+            config.d_model, config.d_ff, dropout=config.inner_dropout, activation=config.activation, bias=config.bias
         )
         self.norm1 = make_norm(config)
         self.norm2 = make_norm(config)
