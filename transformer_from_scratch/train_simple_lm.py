@@ -179,12 +179,14 @@ def next_probabilities(logits: Tensor, temperature: float = 1.0, top_k: int = 0,
     """
     if temperature == 0:
         return F.one_hot(logits.argmax(), len(logits)).to(logits.dtype)
-    probabilities, order = (logits / temperature).softmax(-1).sort(descending=True, stable=True)
+    scores = (logits - logits.max()) / max(temperature, 1e-6)  # dividing by less overflows
+    probabilities, order = scores.softmax(-1).sort(descending=True, stable=True)
     if top_k:
         probabilities[top_k:] = 0
-    # The mass before a character decides, so the one that reaches p is kept and at least one always is.
-    mass_before = probabilities.cumsum(-1) - probabilities
-    probabilities[mass_before >= top_p] = 0
+    if top_p < 1:
+        # The mass before a character decides, so the one that reaches p is kept and at least one always is.
+        mass_before = probabilities.cumsum(-1) - probabilities
+        probabilities[mass_before >= top_p] = 0
     return torch.zeros_like(probabilities).scatter(0, order, probabilities / probabilities.sum())
 
 
@@ -645,20 +647,22 @@ def train(config: TrainConfig) -> None:
         f"{len(corpus.vocabulary)} different"
     )
 
-    earlier_seconds, first_step, started = training.seconds, training.step, time.monotonic()
+    earlier_seconds, first_step = training.seconds, training.step
+    clock = earlier_seconds - time.monotonic()
     stopped = training.out_of_patience()  # killed after its last step, before its results
     prepared.train()
     with StopRequest() as stop, progress_bar(disable=not is_main) as bar:
         task = bar.add_task("train", total=config.steps, completed=training.step, figures="")
         while training.step < config.steps and not stopped:
             training.learn(prepared)
-            training.seconds = earlier_seconds + time.monotonic() - started
+            training.seconds = clock + time.monotonic()
             speed = (training.step - first_step) * training.characters_a_step / (training.seconds - earlier_seconds)
             if training.step % 20 == 0 or training.step == config.steps:
                 figures = f"loss {training.recent_losses[-1].item():.3f}  {speed:,.0f} characters/s"
                 bar.update(task, completed=training.step, figures=figures)
             if training.step % config.evaluate_every == 0 or training.step == config.steps:
                 figures = training.measure()
+                training.seconds = clock + time.monotonic()
                 stopped = training.out_of_patience()
                 if tracker:
                     tracker.log(training.step, **figures, characters_per_second=round(speed))
@@ -734,7 +738,8 @@ def plot_losses(rows: list[dict[str, Any]], path: Path, title: str) -> None:
         ("validation_loss", "validation (whole text)"),
     ):
         axes.plot(steps, [row[key] for row in rows], marker="o", markersize=3, label=label)
-    axes.set(xlabel="step", ylabel="cross-entropy, nats a character", title=title)
+    axes.set(xlabel="step", ylabel="cross-entropy, nats a character")
+    axes.set_title(title, parse_math=False)
     axes.secondary_yaxis("right", functions=(lambda x: x / math.log(2), lambda x: x * math.log(2))).set_ylabel("bits")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -894,7 +899,7 @@ def plot_attention(layers: list[Tensor], prompt: str, path: Path) -> None:
     for i, layer in enumerate(layers):
         for j, head in enumerate(layer):
             axes = grid[i][j]
-            image = axes.imshow(head, cmap="magma", vmin=0, vmax=1)
+            image = axes.imshow(head.numpy(), cmap="magma", vmin=0, vmax=1)
             axes.set_title(f"layer {i + 1}, head {j + 1}", fontsize=9)
             axes.set_xticks(range(length), labels, fontsize=5)
             axes.set_yticks(range(length), labels, fontsize=5)
