@@ -340,7 +340,8 @@ def losses(folder: Path) -> list[tuple[float, float]]:
 
 def processes(quick: bool) -> Row:
     """Two processes against one with twice the accumulation."""
-    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1",
+    # --multi_gpu is what starts several processes on one machine, with --device cpu on its processor.
+    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
                 "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "-m")  # fmt: skip
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
         single = losses(run_training(Path(one), *SMALL, "--accumulation=2")["folder"])

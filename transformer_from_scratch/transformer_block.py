@@ -6,8 +6,8 @@ without a long warm-up (Xiong et al., 2020, arXiv:2002.04745):
     post-norm:  x ← norm(x + sublayer(x))          pre-norm:  x ← x + sublayer(norm(x))
 
     >>> encoder = TransformerEncoder(vocab_size=65, config=EncoderConfig())
-    >>> encoder(torch.randint(65, (2, 64)), causal=True).shape
-    torch.Size([2, 64, 128])
+    >>> encoder(torch.randint(65, (2, 100)), causal=True).shape
+    torch.Size([2, 100, 128])
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class EncoderConfig:
     """Encoder layers."""
     d_ff: int = 512
     """Width inside the feed-forward layers."""
-    context_length: int = 64
+    context_length: int = 128
     """T: most tokens that attention looks at."""
     dropout: float = 0.0
     """Probability of dropping a value of the embeddings and of each sublayer's output in training, in [0, 1)."""
     inner_dropout: float = 0.0
-    """The same for attention weights and inside the feed-forward layers; slow on a CPU, where the fused kernel has none."""
+    """The same for attention weights and inside the feed-forward layers; slow on a CPU, whose fused kernel has none."""
     activation: Literal["relu", "gelu", "relu2"] = "relu2"
     """Non-linearity of the feed-forward layers; relu2 is max(0, x)²."""
     norm: Literal["layer", "rms"] = "rms"
