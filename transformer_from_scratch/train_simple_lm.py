@@ -360,7 +360,7 @@ class TrainConfig(EncoderConfig):
     """builtin:python-docs, a UTF-8 text file, or a hub id such as karpathy/tiny_shakespeare."""
     validation_fraction: float = 0.1
     """Part of the text, at its end, that is kept for validation, in (0, 1)."""
-    steps: int = 1700
+    steps: int = 1380
     """Optimizer steps."""
     batch_size: int = 6
     """Windows of context_length characters in one forward pass of one process."""
@@ -384,7 +384,7 @@ class TrainConfig(EncoderConfig):
     """AdamW: decay of matrices; vectors (norms, biases) have none."""
     gradient_clip: float = 1.0
     """Longest gradient, as a Euclidean norm over all weights; 0 is off."""
-    evaluate_every: int = 425
+    evaluate_every: int = 460
     """Steps between two measurements of the whole validation text, each with a checkpoint."""
     patience: int = 0
     """Stop early after this many measurements without a new best; 0 is off."""
