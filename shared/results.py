@@ -14,7 +14,7 @@ import re
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +161,7 @@ class TableConfig:
 
     outputs: str = "outputs"
     """The folder that holds the runs."""
-    check: bool = field(default=False)
+    check: bool = False
     """Exit with 1 when a promised figure lies outside its range, or there is none."""
 
 

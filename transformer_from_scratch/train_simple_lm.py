@@ -437,7 +437,8 @@ def make_optimizers(model: CharacterLM, config: TrainConfig) -> list[torch.optim
     set to be that of AdamW.
     """
     hidden = [p for p in model.encoder.layers.parameters() if p.ndim == 2] if config.optimizer == "muon" else []
-    others = [p for p in model.parameters() if all(p is not h for h in hidden)]
+    muons = set(hidden)
+    others = [p for p in model.parameters() if p not in muons]
     groups = [
         {"params": [p for p in others if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
