@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from shared.benchmark import Row, data_folder, interleaved_medians, run_benchmarks
+from shared.tracking import read_metrics
 from transformer_from_scratch.attention import MultiHeadAttention, causal_mask, padding_mask
 from transformer_from_scratch.train_simple_lm import CharacterLM, TrainConfig, generate, load_corpus, validation_loss
 from transformer_from_scratch.transformer_block import EncoderConfig, TransformerEncoder, TransformerEncoderLayer
@@ -337,8 +338,8 @@ SMALL = ("--num_layers=2", "--d_model=64", "--d_ff=128", "--steps=60", "--evalua
 
 def losses(folder: Path) -> list[tuple[float, float]]:
     """Return training and validation loss of every measurement of a run."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [(row["train_loss"], row["validation_loss"]) for row in rows]
+    rows = read_metrics(folder / "metrics.jsonl")
+    return [(row["train_loss"], row["validation_loss"]) for row in rows if "validation_loss" in row]
 
 
 def processes(quick: bool) -> Row:

@@ -61,6 +61,10 @@ def run_commands(
         _fail(text, getattr(error, "hint", ""), 1)
     except InputError as error:
         _fail(error.args[0], error.hint, 2)
+    except (MemoryError, RuntimeError) as error:  # PyTorch has no class of its own for memory of the processor
+        if isinstance(error, RuntimeError) and "allocate" not in str(error):
+            raise
+        _fail(f"out of memory: {_one_line(error)[:200]}", "smaller sizes: of the batch, the context or the model", 1)
     sys.exit(0)
 
 

@@ -9,6 +9,7 @@ checkpoints. A README promises a figure in a table with the columns ``command``,
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -115,6 +116,11 @@ class Promise:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        if math.isinf(self.low):
+            return f"≤ {self.high:g}"
+        return f"≥ {self.low:g}" if math.isinf(self.high) else f"{self.low:g} – {self.high:g}"
+
 
 def read_promises(readme: str) -> list[Promise]:
     """Find the promises in a README: rows of tables with the columns ``command``, ``figure`` and ``range``.
@@ -197,7 +203,7 @@ def table(config: TableConfig) -> None:
                 else "",
                 name,
                 f"{value:.4g}",
-                f"{promise.low:g} – {promise.high:g}" if promise else "–",
+                str(promise) if promise else "–",
                 {True: "[green]yes[/green]", False: "[red]no[/red]", None: "–"}[inside],
                 f"{run['seconds'] / 60:.1f}" if first else "",
             )

@@ -111,7 +111,7 @@ def load_text(source: Source, builtin: str) -> dict[str, str]:
     """
     if source.origin == "path":
         try:
-            return {"train": Path(source.name).read_text(encoding="utf-8")}
+            return {"train": Path(source.name).read_text(encoding="utf-8-sig")}  # a BOM is no letter
         except UnicodeDecodeError as error:
             raise InputError(f"{source.name} is not UTF-8 text: {error}.", hint="convert it, e.g. with iconv") from None
     from datasets import load_dataset

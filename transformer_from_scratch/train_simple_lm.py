@@ -11,7 +11,6 @@ Several processes or machines: ``accelerate launch -m transformer_from_scratch.t
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import math
 import shlex
@@ -21,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -33,15 +32,13 @@ from shared.config import check_range, run_commands
 from shared.errors import InputError
 from shared.logs import progress_bar
 from shared.muon import Muon
+from shared.plots import drawing, plot_curves
 from shared.results import OUTPUTS, Run, write_atomic
 from shared.runtime import StopRequest, pick_device, pick_dtype, set_threads
 from shared.sources import Source, hub_errors, load_text, resolve
 from shared.tracking import Tracker, read_metrics
 from transformer_from_scratch.builtin.python_docs import python_docs
 from transformer_from_scratch.transformer_block import EncoderCache, EncoderConfig, TransformerEncoder
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 PROJECT = "transformer_from_scratch"
 MODULE = f"{PROJECT}.train_simple_lm"
@@ -331,28 +328,8 @@ NOT_RECIPE = {"recipe": False}  # changes where and how fast a run goes, not wha
 
 
 @dataclass
-class TrainConfig(EncoderConfig):
-    """Train a character language model on a text, on any machine.
-
-    The defaults are the preset `laptop`. Every run is saved under outputs/ and ends with its loss on the
-    whole validation text, a loss curve and a sample.
-    """
-
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "laptop": {},
-        "best": {
-            "num_layers": 5,
-            "d_model": 160,
-            "num_heads": 5,
-            "d_ff": 640,
-            "context_length": 256,
-            "dropout": 0.1,
-            "batch_size": 8,
-            "steps": 6000,
-            "evaluate_every": 1000,
-            "optimizer": "muon",
-        },
-    }
+class LearningConfig:
+    """How to learn: what ``train`` takes besides the encoder's shape, and shows before it."""
 
     preset: Literal["laptop", "best"] = "laptop"
     """laptop: two minutes on two cores; best: half an hour. The other keys change single values of it."""
@@ -360,7 +337,7 @@ class TrainConfig(EncoderConfig):
     """builtin:python-docs, a UTF-8 text file, or a hub id such as karpathy/tiny_shakespeare."""
     validation_fraction: float = 0.1
     """Part of the text, at its end, that is kept for validation, in (0, 1)."""
-    steps: int = 1380
+    steps: int = 1440
     """Optimizer steps."""
     batch_size: int = 6
     """Windows of context_length characters in one forward pass of one process."""
@@ -384,7 +361,9 @@ class TrainConfig(EncoderConfig):
     """AdamW: decay of matrices; vectors (norms, biases) have none."""
     gradient_clip: float = 1.0
     """Longest gradient, as a Euclidean norm over all weights; 0 is off."""
-    evaluate_every: int = 460
+    log_every: int = field(default=20, metadata=NOT_RECIPE)
+    """Steps between two lines of metrics.jsonl with the mean training loss."""
+    evaluate_every: int = 480
     """Steps between two measurements of the whole validation text, each with a checkpoint."""
     patience: int = 0
     """Stop early after this many measurements without a new best; 0 is off."""
@@ -403,10 +382,35 @@ class TrainConfig(EncoderConfig):
     tracking: Literal["none", "wandb"] = field(default="none", metadata=NOT_RECIPE)
     """Mirror the figures to Weights & Biases."""
 
+
+@dataclass
+class TrainConfig(EncoderConfig, LearningConfig):
+    """Train a character language model on a text, on any machine.
+
+    The defaults are the preset `laptop`. Every run is saved under outputs/ and ends with its loss on the
+    whole validation text, a loss curve and a sample.
+    """
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "laptop": {},
+        "best": {
+            "num_layers": 5,
+            "d_model": 160,
+            "num_heads": 5,
+            "d_ff": 640,
+            "context_length": 256,
+            "dropout": 0.1,
+            "batch_size": 8,
+            "steps": 5400,
+            "evaluate_every": 900,
+            "optimizer": "muon",
+        },
+    }
+
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        for name in ("steps", "batch_size", "accumulation", "evaluate_every"):
+        for name in ("steps", "batch_size", "accumulation", "log_every", "evaluate_every"):
             check_range(name, getattr(self, name), 1)
         for name in ("warmup_steps", "patience", "weight_decay", "gradient_clip", "threads"):
             check_range(name, getattr(self, name), 0)
@@ -503,6 +507,11 @@ class Training:
         self.recent_losses: list[Tensor] = []
 
     @property
+    def learning_rate(self) -> float:
+        """AdamW's learning rate in the last step."""
+        return self.optimizers[0].param_groups[0]["lr"]
+
+    @property
     def characters_a_step(self) -> int:
         """Characters that one optimizer step learns from, over all processes."""
         config = self.config
@@ -533,8 +542,8 @@ class Training:
             optimizer.zero_grad()
         self.step += 1
 
-    def measure(self) -> dict[str, float]:
-        """Measure the whole validation text, keep the best, and return the figures since the last time.
+    def measure(self) -> float:
+        """Measure the whole validation text, in nats a character, and keep the best.
 
         Raises:
             InputError: The loss is no longer a number.
@@ -546,13 +555,13 @@ class Training:
             )
         if loss < self.best_loss:
             self.best_loss, self.best_step = loss, self.step
-        training_loss = self.accelerator.reduce(torch.stack(self.recent_losses).mean(), "mean").item()
+        return loss
+
+    def mean_recent_loss(self) -> float:
+        """Return the mean training loss since the last call, over all processes."""
+        mean = self.accelerator.reduce(torch.stack(self.recent_losses).mean(), "mean").item()
         self.recent_losses.clear()
-        return {
-            "train_loss": training_loss,
-            "validation_loss": loss,
-            "learning_rate": self.optimizers[0].param_groups[0]["lr"],
-        }
+        return mean
 
     def out_of_patience(self) -> bool:
         """Tell whether the last ``patience`` measurements brought no new best."""
@@ -657,24 +666,23 @@ def train(config: TrainConfig) -> None:
         while training.step < config.steps and not stopped:
             training.learn(prepared)
             training.seconds = clock + time.monotonic()
-            speed = (training.step - first_step) * training.characters_a_step / (training.seconds - earlier_seconds)
-            if training.step % 20 == 0 or training.step == config.steps:
-                figures = f"loss {training.recent_losses[-1].item():.3f}  {speed:,.0f} characters/s"
-                bar.update(task, completed=training.step, figures=figures)
-            if training.step % config.evaluate_every == 0 or training.step == config.steps:
-                figures = training.measure()
-                training.seconds = clock + time.monotonic()
-                stopped = training.out_of_patience()
+            evaluates = training.step % config.evaluate_every == 0 or training.step == config.steps
+            if evaluates or training.step % config.log_every == 0:
+                speed = (training.step - first_step) * training.characters_a_step / (training.seconds - earlier_seconds)
+                figures = {"train_loss": training.mean_recent_loss(), "learning_rate": training.learning_rate}
+                text = f"loss {figures['train_loss']:.3f}  {speed:,.0f} characters/s"
+                bar.update(task, completed=training.step, figures=text)
+                if evaluates:
+                    figures["validation_loss"] = training.measure()
+                    training.seconds = clock + time.monotonic()
+                    stopped = training.out_of_patience()
                 if tracker:
                     tracker.log(training.step, **figures, characters_per_second=round(speed))
-                    logger.info(
-                        "step {}: training loss {train_loss:.4f}, validation loss {validation_loss:.4f}".format(
-                            training.step, **figures
-                        )
-                    )
-                    if training.best_step == training.step:
-                        training.save(folder / "best.safetensors", with_optimizer=False)
-                    training.save(last, with_optimizer=True)
+            if evaluates and is_main:
+                logger.info("step %d: validation loss %.4f", training.step, figures["validation_loss"])
+                if training.best_step == training.step:
+                    training.save(folder / "best.safetensors", with_optimizer=False)
+                training.save(last, with_optimizer=True)
             if _any_process(stop.requested, accelerator):
                 if is_main:
                     training.save(last, with_optimizer=True)
@@ -712,7 +720,13 @@ def report(training: Training, run: Run) -> None:
             "parameters": sum(p.numel() for p in training.model.parameters()),
         },
     )
-    plot_losses(read_metrics(run.folder / "metrics.jsonl"), run.folder / "loss.png", training.corpus.name)
+    plot_curves(
+        read_metrics(run.folder / "metrics.jsonl"),
+        {"train_loss": "training", "validation_loss": "validation, whole text"},
+        run.folder / "loss.png",
+        ylabel="cross-entropy, nats a character",
+        title=training.corpus.name,
+    )
     bits = training.best_loss / math.log(2)
     logger.info("validation loss %.4f nats = %.4f bits a character; saved in %s", training.best_loss, bits, run.folder)
     vocabulary = training.corpus.vocabulary
@@ -725,26 +739,6 @@ def text_figures(loss: float) -> dict[str, float]:
     """Return a cross-entropy (nats a character) in the three units that people compare."""
     perplexity = math.exp(min(loss, 700))  # no float holds more
     return {"validation_loss": loss, "bits_per_character": loss / math.log(2), "perplexity": perplexity}
-
-
-def plot_losses(rows: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Draw training and validation loss over the steps."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    steps = [row["step"] for row in rows]
-    for key, label in (
-        ("train_loss", "training (mean since the last point)"),
-        ("validation_loss", "validation (whole text)"),
-    ):
-        axes.plot(steps, [row[key] for row in rows], marker="o", markersize=3, label=label)
-    axes.set(xlabel="step", ylabel="cross-entropy, nats a character")
-    axes.set_title(title, parse_math=False)
-    axes.secondary_yaxis("right", functions=(lambda x: x / math.log(2), lambda x: x * math.log(2))).set_ylabel("bits")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    save_figure(figure, path)
 
 
 # --- The other commands -----------------------------------------------------------------------------------------------
@@ -890,30 +884,20 @@ def plot_attention(layers: list[Tensor], prompt: str, path: Path) -> None:
         prompt: The T characters.
         path: The PNG to write.
     """
-    from matplotlib.figure import Figure
-
     heads, length = layers[0].shape[:2]
     labels = [{"\n": "↵", " ": "·", "\t": "→"}.get(c, c) for c in prompt]
     side = max(2.2, min(length * 0.11, 6.0))
-    figure = Figure(figsize=(heads * side, len(layers) * side), layout="constrained")
-    grid = figure.subplots(len(layers), heads, squeeze=False)
-    for i, layer in enumerate(layers):
-        for j, head in enumerate(layer):
-            axes = grid[i][j]
-            image = axes.imshow(head.numpy(), cmap="magma", vmin=0, vmax=1)
-            axes.set_title(f"layer {i + 1}, head {j + 1}", fontsize=9)
-            axes.set_xticks(range(length), labels, fontsize=5)
-            axes.set_yticks(range(length), labels, fontsize=5)
-            axes.tick_params(length=0, pad=1)
-    figure.colorbar(image, ax=grid, shrink=0.5, label="attention weight")
-    save_figure(figure, path)
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a plot as PNG, whole or not at all."""
-    image = io.BytesIO()
-    figure.savefig(image, dpi=130)
-    write_atomic(path, image.getvalue())
+    with drawing(path, heads * side, len(layers) * side) as figure:
+        grid = figure.subplots(len(layers), heads, squeeze=False)
+        for i, layer in enumerate(layers):
+            for j, head in enumerate(layer):
+                axes = grid[i][j]
+                image = axes.imshow(head.numpy(), cmap="magma", vmin=0, vmax=1)
+                axes.set_title(f"layer {i + 1}, head {j + 1}", fontsize=9)
+                axes.set_xticks(range(length), labels, fontsize=5)
+                axes.set_yticks(range(length), labels, fontsize=5)
+                axes.tick_params(length=0, pad=1)
+        figure.colorbar(image, ax=grid, shrink=0.5, label="attention weight")
 
 
 if __name__ == "__main__":

@@ -230,6 +230,19 @@ def test_wrong_input_is_one_line_that_names_it(
         (FileNotFoundError(2, "No such file", "x.txt"), 1, ["error: [Errno 2] No such file: 'x.txt'"]),
         (OSError("line\nbreak"), 1, ["error: line break"]),
         (OSError(), 1, ["error: OSError"]),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory:\nyou tried to allocate 8 bytes"),
+            1,
+            [
+                "error: out of memory: DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes",
+                "hint: smaller sizes: of the batch, the context or the model",
+            ],
+        ),
+        (
+            MemoryError(),
+            1,
+            ["error: out of memory: MemoryError", "hint: smaller sizes: of the batch, the context or the model"],
+        ),
         (KeyboardInterrupt("saved"), 130, ["error: stopped", "hint: saved"]),
         (KeyboardInterrupt(), 130, ["error: stopped"]),
     ],
@@ -241,9 +254,10 @@ def test_failures_have_their_exit_status(
     assert capsys.readouterr().err.splitlines() == lines
 
 
-def test_a_bug_keeps_its_traceback() -> None:
-    with pytest.raises(ZeroDivisionError):
-        run([], raising(ZeroDivisionError()))
+@pytest.mark.parametrize("bug", [ZeroDivisionError, RuntimeError])
+def test_a_bug_keeps_its_traceback(bug: type[Exception]) -> None:
+    with pytest.raises(bug):
+        run([], raising(bug()))
 
 
 def test_help_shows_fields_their_docs_and_the_other_commands(capsys: pytest.CaptureFixture[str]) -> None:

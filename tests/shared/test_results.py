@@ -177,6 +177,12 @@ def test_a_range_may_be_written_with_any_dash(text: str) -> None:
     assert read_promises(readme) == [Promise("c", "f", 1.9, 2.1)]
 
 
+@pytest.mark.parametrize("text", ["1.9 – 2.1", "≤ 1.65", "≥ 0.9", "-0.5 – 1000"])
+def test_a_range_is_shown_as_it_was_written(text: str) -> None:
+    [promise] = read_promises(f"| command | figure | range |\n|---|---|---|\n| c | f | {text} |\n")
+    assert str(promise) == text
+
+
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Let the table find the README of a project `p` beside a copy of `shared`."""

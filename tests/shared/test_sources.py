@@ -83,10 +83,15 @@ def test_whatever_a_hub_library_raises_becomes_one_error_with_three_ways_out(kin
         assert way_out in error.value.hint
 
 
-@pytest.mark.parametrize("text", ["", "plain\n", "中文，𝔸\n", "\ufeffwith a mark"])
+@pytest.mark.parametrize("text", ["", "plain\n", "中文，𝔸\n"])
 def test_a_file_is_one_split(text: str) -> None:
     Path("text.txt").write_text(text, encoding="utf-8")
     assert load_text(Source("path", "text.txt"), BUILTIN) == {"train": text}
+
+
+def test_a_byte_order_mark_is_no_letter() -> None:
+    Path("text.txt").write_text("marked", encoding="utf-8-sig")
+    assert load_text(Source("path", "text.txt"), BUILTIN) == {"train": "marked"}
 
 
 def test_a_file_in_another_encoding_is_named() -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from shared.checkpoints import read_checkpoint, save_checkpoint
@@ -399,6 +400,15 @@ def test_sixty_steps_learn_and_leave_what_a_run_promises(optimizer: str, capsys:
     assert len(output) == len(prompt) + 300 + 1
 
 
+def test_the_training_loss_is_logged_between_two_measurements() -> None:
+    assert small_train(run="often", steps=25, evaluate_every=10, log_every=5) == 0
+    assert small_train(run="seldom", steps=25, evaluate_every=10, log_every=1000) == 0
+    often, seldom = (read_metrics(RUNS / name / "metrics.jsonl") for name in ("often", "seldom"))
+    assert [row["step"] for row in often] == [5, 10, 15, 20, 25]
+    assert [row["step"] for row in seldom] == [row["step"] for row in often if "validation_loss" in row] == [10, 20, 25]
+    assert seldom[0]["train_loss"] == pytest.approx((often[0]["train_loss"] + often[1]["train_loss"]) / 2)
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_others() -> None:
     for name, seed in (("one", 5), ("two", 5), ("three", 6)):
         assert small_train(run=name, seed=seed, steps=5, dropout=0.2, inner_dropout=0.2) == 0
@@ -463,7 +473,7 @@ def assert_same_run(folder: Path, one: str, two: str) -> None:
         assert ours.keys() == theirs.keys()
         assert all(ours[key].equal(theirs[key]) for key in ours)
     curves = [
-        [(row["step"], row["train_loss"], row["validation_loss"]) for row in read_metrics(path)]
+        [(row["step"], row["train_loss"], row.get("validation_loss")) for row in read_metrics(path)]
         for path in (folder / RUNS / run / "metrics.jsonl" for run in (one, two))
     ]
     assert curves[0] == curves[1]
@@ -586,7 +596,7 @@ def test_two_processes_learn_what_one_with_twice_the_accumulation_does() -> None
         [
             loss
             for row in read_metrics(RUNS / name / "metrics.jsonl")
-            for loss in (row["train_loss"], row["validation_loss"])
+            for loss in (row["train_loss"], row.get("validation_loss", 0.0))
         ]
         for name in ("two", "one", "half")
     )
@@ -651,13 +661,13 @@ def test_evaluate_can_take_the_whole_of_another_text(trained: Path) -> None:
 
 def test_attention_draws_every_head_of_every_layer(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     titles: list[str] = []
-    save = train_simple_lm.save_figure
+    save = Figure.savefig
 
-    def save_figure(figure: Any, path: Path) -> None:
+    def savefig(figure: Figure, *arguments: Any, **options: Any) -> None:
         titles.extend(axes.get_title() for axes in figure.axes if axes.get_title())
-        save(figure, path)
+        save(figure, *arguments, **options)
 
-    monkeypatch.setattr(train_simple_lm, "save_figure", save_figure)
+    monkeypatch.setattr(Figure, "savefig", savefig)
     assert cli("attention", "--model", str(trained), "--prompt", 'the "x"\n', "--run", "maps") == 0
     assert titles == [f"layer {i}, head {j}" for i in (1, 2) for j in (1, 2)]
     assert (RUNS / "maps/attention.png").read_bytes().startswith(b"\x89PNG")
