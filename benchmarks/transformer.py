@@ -1,6 +1,6 @@
 """Every promise of project 1, measured against PyTorch's own layers and nanoGPT's recipes.
 
-make bench-transformer                  # everything; about 45 minutes, 30 of them for the preset `best`
+make bench-transformer                  # everything; about 40 minutes, 26 of them for the preset `best`
 make bench-transformer ARGS="--only parity --only step"
 """
 

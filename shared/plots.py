@@ -31,7 +31,7 @@ def drawing(path: Path, width: float, height: float) -> Iterator[Figure]:
         width: Inches, of 130 pixels.
         height: Inches.
     """
-    from matplotlib import font_manager, rc_context
+    from matplotlib import font_manager, get_cachedir, rc_context
     from matplotlib.figure import Figure
 
     installed = set(font_manager.get_font_names())
@@ -46,7 +46,11 @@ def drawing(path: Path, width: float, height: float) -> Iterator[Figure]:
     for warning in others:
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     if len(others) < len(caught):
-        logger.warning("%s: no font here has some of its letters; fonts-noto-cjk is one to install", path)
+        logger.warning(
+            "%s: no font here has some of its letters; install one, such as Noto Sans CJK, and delete %s/fontlist*.json",
+            path,
+            get_cachedir(),
+        )
     write_atomic(path, image.getvalue())
 
 

@@ -887,6 +887,7 @@ def plot_attention(layers: list[Tensor], prompt: str, path: Path) -> None:
     heads, length = layers[0].shape[:2]
     labels = [{"\n": "↵", " ": "·", "\t": "→"}.get(c, c) for c in prompt]
     side = max(2.2, min(length * 0.11, 6.0))
+    size = 8 if length <= 12 else 5
     with drawing(path, heads * side, len(layers) * side) as figure:
         grid = figure.subplots(len(layers), heads, squeeze=False)
         for i, layer in enumerate(layers):
@@ -894,8 +895,8 @@ def plot_attention(layers: list[Tensor], prompt: str, path: Path) -> None:
                 axes = grid[i][j]
                 image = axes.imshow(head.numpy(), cmap="magma", vmin=0, vmax=1)
                 axes.set_title(f"layer {i + 1}, head {j + 1}", fontsize=9)
-                axes.set_xticks(range(length), labels, fontsize=5)
-                axes.set_yticks(range(length), labels, fontsize=5)
+                axes.set_xticks(range(length), labels, fontsize=size)
+                axes.set_yticks(range(length), labels, fontsize=size)
                 axes.tick_params(length=0, pad=1)
         figure.colorbar(image, ax=grid, shrink=0.5, label="attention weight")
 
