@@ -4,6 +4,7 @@
 # or PyTorch's CPU index as `extra-index-url`. README.md shows how; nothing here has to change for it.
 
 PYTHON ?= python3
+override PYTHON := $(or $(PYTHON),python3)
 # What .venv gets: a project with an extra of its own adds the extra's name here when it arrives.
 EXTRAS ?= dev,track
 VENV_PYTHON := .venv/bin/python
@@ -18,6 +19,7 @@ help: ## Show this list
 demo: $(STAMP) ## Run every project on its embedded default, then show the figures beside what was promised
 	$(VENV_PYTHON) -m transformer_from_scratch.train_simple_lm train
 	$(VENV_PYTHON) -m shared.results
+	@echo "Next: source .venv/bin/activate, and the commands of the projects' READMEs."
 
 test: $(STAMP) ## Run all tests (ARGS='-m "not slow"' for the quick ones)
 	HF_HUB_OFFLINE=1 $(VENV_PYTHON) -m pytest $(ARGS)

@@ -39,8 +39,10 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, "pt") as file:
             state = json.loads(file.metadata()["state"])
+            if not isinstance(state, dict):
+                raise TypeError("its state is no object")
             return {name: file.get_tensor(name) for name in file.keys()}, state
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged, or not a checkpoint of this repository ({error}).") from None
 
 

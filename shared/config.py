@@ -9,6 +9,9 @@ dataclass default < the package's YAML < the preset < ``--config FILE`` < flags.
 from __future__ import annotations
 
 import dataclasses
+import io
+import os
+import re
 import shlex
 import sys
 import typing
@@ -43,6 +46,9 @@ def run_commands(
         argv: The arguments; those of the process by default.
         package_yaml: The package's own configuration, below ``--config`` and flags.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without Chinese letters is no reason to fail
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments.pop(0) if arguments and not arguments[0].startswith("-") else next(iter(commands))
     try:
@@ -55,14 +61,19 @@ def run_commands(
         setup_logging(module.partition(".")[0])
         commands[command](config)
     except KeyboardInterrupt as interrupt:
-        _fail("stopped", str(interrupt), 130)
+        text = str(interrupt)
+        sys.stderr.write(f"stopped: {text}\n" if text else "stopped\n")
+        sys.exit(130)
+    except BrokenPipeError:  # the reader, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:  # before InputError: a HubError is both, and is a failure of the network
         text = error.args[0] if isinstance(error, InputError) else _one_line(error)
         _fail(text, getattr(error, "hint", ""), 1)
     except InputError as error:
         _fail(error.args[0], error.hint, 2)
     except (MemoryError, RuntimeError) as error:  # PyTorch has no class of its own for memory of the processor
-        if isinstance(error, RuntimeError) and "allocate" not in str(error):
+        if isinstance(error, RuntimeError) and not re.search("allocate|size calculation overflow", str(error)):
             raise
         _fail(f"out of memory: {_one_line(error)[:200]}", "smaller sizes: of the batch, the context or the model", 1)
     sys.exit(0)
@@ -97,15 +108,18 @@ def parse(
         presets = getattr(config_class, "PRESETS", {})
         if presets:
             silent = [a for a in arguments if a not in ("-h", "--help") and not a.startswith("--print_config")]
-            preset = presets[parser.parse_args(silent).preset]
+            name = parser.parse_args(silent).preset
+            if name not in presets:
+                raise InputError(f"preset must be one of {', '.join(presets)}. Got {name!r}.")
+            preset = presets[name]
             defaults = parser.get_defaults()  # with the package's YAML, which would win over a preset if it stayed
             parser.default_config_files = []
             parser.set_defaults({name: defaults[name] for name in names} | preset)
         namespace = parser.parse_args(list(arguments))
-    except ArgumentError as error:
-        raise InputError(_one_line(error), hint=f"{prog} --help") from None
     except UnicodeDecodeError as error:
         raise InputError(f"The file of --config is not UTF-8 text: {error}.") from None
+    except (ArgumentError, RecursionError, OverflowError) as error:
+        raise InputError(_one_line(error)[:500], hint=f"{prog} --help") from None
     values = {name: namespace[name] for name in names}
     try:
         return config_class(**values)

@@ -25,8 +25,12 @@ def setup_logging(package: str) -> None:
     Args:
         package: The project's top package.
     """
-    handler = RichHandler(console=console(), show_path=False, show_level=False, log_time_format="%H:%M:%S")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    if console().is_terminal:
+        rich_handler = RichHandler(console=console(), show_path=False, show_level=False, log_time_format="%H:%M:%S")
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[rich_handler], force=True)
+    else:  # in a file a line stays a line, however long
+        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every retry
     first_process = os.environ.get("RANK", "0") == "0"
     for name in ("shared", package, "__main__"):
         logging.getLogger(name).setLevel(logging.INFO if first_process else logging.ERROR)

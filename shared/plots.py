@@ -47,7 +47,7 @@ def drawing(path: Path, width: float, height: float) -> Iterator[Figure]:
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     if len(others) < len(caught):
         logger.warning(
-            "%s: no font here has some of its letters; install one, such as Noto Sans CJK, and delete %s/fontlist*.json",
+            "%s: no font here has some of its letters; install Noto Sans CJK, and delete %s/fontlist*.json",
             path,
             get_cachedir(),
         )
@@ -74,6 +74,7 @@ def plot_curves(
             steps, values = [row["step"] for row in measured], [row[key] for row in measured]
             axes.plot(steps, values, marker=marker, markersize=4, label=label)
         axes.set(xlabel="step", ylabel=ylabel)
-        axes.set_title(title, parse_math=False)
+        # A file name that is not UTF-8 holds lone surrogates, which no font can draw.
+        axes.set_title(title.encode("utf-8", "backslashreplace").decode(), parse_math=False)
         axes.grid(alpha=0.3)
         axes.legend()

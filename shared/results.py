@@ -33,7 +33,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         OSError: The disk is full or the folder can't be written; the old file is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode() if isinstance(content, str) else content
+    # A file name that is not UTF-8 comes in as lone surrogates, and stands in what is written as \\udc…
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -65,12 +66,13 @@ class Run:
     def __init__(
         self, project: str, module: str, command: str, config: Any, *, name: str = "", resume: bool = False
     ) -> None:
-        if Path(name).name != name or name == "..":
+        if Path(name).name != name or name == ".." or not (name or "a").isprintable():
             raise InputError(f"run must be a plain folder name. Got {name!r}.")
         self.folder = OUTPUTS / project / (name or _unused_name(OUTPUTS / project, command))
         if (self.folder / "config.yaml").exists() and not resume:
             raise InputError(
-                f"The run {self.folder} exists already.", hint="--resume true goes on with it; or another --run"
+                f"The run {self.folder} exists already.",
+                hint="the same command with --resume true goes on with it; or another --run",
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self.folder / "config.yaml", to_yaml(config))
@@ -154,11 +156,26 @@ def read_results(outputs: Path) -> list[dict[str, Any]]:
         try:
             run = json.loads(path.read_text(encoding="utf-8"))
             runs.append(
-                {key: run[key] for key in ("project", "command", "seconds", "metrics")} | {"folder": path.parent}
+                {
+                    "project": Path(run["project"]).name,
+                    "command": str(run["command"]),
+                    "seconds": float(run["seconds"]),
+                    "metrics": {name: float(v) if isinstance(v, float) else v for name, v in run["metrics"].items()},
+                    "folder": path.parent,
+                }
             )
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError):
             sys.stderr.write(f"left out, not the results of a run: {path}\n")
     return runs
+
+
+def _promises_of(project: str) -> list[Promise]:
+    readme = Path(__file__).parents[1] / project / "README.md"
+    return read_promises(readme.read_text(encoding="utf-8")) if readme.exists() else []
+
+
+def _short(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
 
 
 @dataclass
@@ -173,6 +190,7 @@ class TableConfig:
 
 def table(config: TableConfig) -> None:
     """Print the table of all runs, and the plots they left."""
+    from rich import box
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -182,37 +200,32 @@ def table(config: TableConfig) -> None:
         raise InputError(
             f"There are no results under {config.outputs!r} yet.", hint="run a project first, or `make demo`"
         )
-    grid = Table(title="Results", title_justify="left")
-    for heading in ("run", "figure", "value", "promised", "inside", "minutes"):
-        grid.add_column(heading, justify="right" if heading in ("value", "minutes") else "left", overflow="fold")
-    verdicts = []
+    grid = Table(title="Results", title_justify="left", box=box.SIMPLE)
+    for heading in ("figure", "value", "promised", "inside"):
+        grid.add_column(heading, justify="right" if heading == "value" else "left", overflow="fold")
+    others, verdicts = [], []
     for run in runs:
-        readme = Path(__file__).parents[1] / run["project"] / "README.md"
-        promises = read_promises(readme.read_text(encoding="utf-8")) if readme.exists() else []
-        promised = {p.figure: p for p in promises if p.command == run["command"]}
-        first = True
-        for name, value in run["metrics"].items():
-            promise = promised.get(name)
-            if not isinstance(value, (int, float)) or (promised and not promise):
-                continue
-            inside = promise.low <= value <= promise.high if promise else None
-            verdicts += [inside] if promise else []
-            grid.add_row(
-                f"{escape(run['command'].removeprefix('python -m '))}\n[dim]{escape(str(run['folder']))}[/dim]"
-                if first
-                else "",
-                name,
-                f"{value:.4g}",
-                str(promise) if promise else "–",
-                {True: "[green]yes[/green]", False: "[red]no[/red]", None: "–"}[inside],
-                f"{run['seconds'] / 60:.1f}" if first else "",
-            )
-            first = False
-    out = Console()
-    out.print(grid)
+        figures = {name: value for name, value in run["metrics"].items() if isinstance(value, (int, float))}
+        promises = [p for p in _promises_of(run["project"]) if p.command == run["command"] and p.figure in figures]
+        command = run["command"].removeprefix("python -m ")
+        if not promises:
+            shown = ", ".join(f"{name} {_short(value)}" for name, value in list(figures.items())[:4])
+            others.append(f"  {command}\n    {run['folder']}: {shown}")
+            continue
+        grid.add_row(f"[bold]{escape(command)}[/bold]")
+        grid.add_row(f"[dim]{escape(str(run['folder']))}, {run['seconds'] / 60:.1f} minutes[/dim]")
+        for promise in promises:
+            value = figures[promise.figure]
+            verdicts.append(promise.low <= value <= promise.high)
+            verdict = "[green]yes[/green]" if verdicts[-1] else "[red]no[/red]"
+            grid.add_row(f"  {escape(promise.figure)}", _short(value), str(promise), verdict)
+    if verdicts:
+        Console().print(grid)
+    if others:
+        sys.stdout.write("\n".join(["Other runs, whose figures no README promises:", *others, ""]))
     plots = [str(plot) for run in runs for plot in sorted(run["folder"].glob("*.png"))]
     if plots:
-        out.print("Plots to look at:", *plots, sep="\n  ", highlight=False, markup=False, soft_wrap=True)
+        sys.stdout.write("\n  ".join(["Plots to look at:", *plots]) + "\n")
     if config.check and not (verdicts and all(verdicts)):
         raise OSError("a promised figure is missing or outside its range")
 

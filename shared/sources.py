@@ -15,7 +15,7 @@ from shared.errors import HubError, InputError
 
 logger = logging.getLogger(__name__)
 
-HUB_ID = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
+HUB_ID = re.compile(r"(?P<name>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>[\w./-]+))?")
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ def hub_errors(source: Source, builtin: str) -> Iterator[None]:
         hint = f"use {builtin}; or a local path; or set HF_ENDPOINT to a mirror that you can reach"
         if "scripts are no longer supported" in reason:
             hint = f"{source.name}@refs/convert/parquet is the hub's own copy of a data set kept as a script"
-        raise HubError(f"{source} could not be had from the hub: {type(error).__name__}: {reason}", hint) from error
+        message = f"{source} is no file here, and could not be had from the hub: {type(error).__name__}: {reason}"
+        raise HubError(message, hint) from error
 
 
 def load_text(source: Source, builtin: str) -> dict[str, str]:

@@ -54,13 +54,15 @@ class Tracker:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read ``metrics.jsonl``; a last line cut short by a kill is left out, a missing file is empty."""
+    """Read ``metrics.jsonl``; lines cut short by a kill are left out, a missing file is empty."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
     return rows
 
 
@@ -74,5 +76,7 @@ def _start_wandb(folder: Path, config: dict[str, Any] | None) -> Any:
         if mode == "online" and not wandb.login(prompt=False):
             raise InputError("tracking wandb found no key.", hint="run `wandb login`, or set WANDB_MODE=offline")
         return wandb.init(project="llm-roadmap", name=folder.name, dir=str(folder), config=config)
-    except wandb.Error as error:
+    except InputError:
+        raise
+    except (wandb.Error, ValueError) as error:  # its settings are checked by pydantic
         raise HubError(f"Weights & Biases: {' '.join(str(error).split())}", hint="set WANDB_MODE=offline") from None

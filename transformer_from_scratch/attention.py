@@ -203,11 +203,13 @@ class MultiHeadAttention(nn.Module):
             Output (B, Tq, C), and the weights (B, H, Tq, Tk) or None.
 
         Raises:
-            ValueError: A cache is given with cross-attention.
+            ValueError: A cache is given with cross-attention, or there are more or fewer values than keys.
         """
-        if cache is not None and keys is not None:
+        if cache is not None and (keys is not None or values is not None):
             raise ValueError("cache works with self-attention only: leave keys and values out.")
         q, k, v = (self._split_heads(x) for x in self._project(queries, keys, values))  # (B, H, T, D)
+        if k.shape[-2] != v.shape[-2]:  # the fused kernel would read beyond the shorter one
+            raise ValueError(f"Each key needs one value. Got {k.shape[-2]} keys and {v.shape[-2]} values.")
         if self.qk_norm:
             q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
         if self.rotary is not None:

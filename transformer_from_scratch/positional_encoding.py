@@ -97,6 +97,7 @@ def _check_sizes(width: int, max_length: int) -> None:
 
 
 def _rows(table: Tensor, offset: int, length: int) -> Tensor:
-    if offset + length > len(table):
-        raise ValueError(f"There are {len(table)} positions, but position {offset + length - 1} was asked for.")
+    if offset < 0 or offset + length > len(table):
+        position = offset if offset < 0 else offset + length - 1
+        raise ValueError(f"There are {len(table)} positions, but position {position} was asked for.")
     return table[offset : offset + length]

@@ -183,7 +183,7 @@ def next_probabilities(logits: Tensor, temperature: float = 1.0, top_k: int = 0,
     if top_p < 1:
         # The mass before a character decides, so the one that reaches p is kept and at least one always is.
         mass_before = probabilities.cumsum(-1) - probabilities
-        probabilities[mass_before >= top_p] = 0
+        probabilities[1:][mass_before[1:] >= top_p] = 0  # not the first, should p be as good as 0
     return torch.zeros_like(probabilities).scatter(0, order, probabilities / probabilities.sum())
 
 
@@ -268,6 +268,10 @@ def validation_loss(model: CharacterLM, tokens: Tensor, batch_size: int = 64) ->
 # --- Checkpoints ------------------------------------------------------------------------------------------------------
 
 
+# What reading a value of the wrong type or size raises.
+DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)
+
+
 def load_weights(model: CharacterLM, tensors: dict[str, Tensor], path: Path) -> None:
     """Fill a model from a checkpoint's tensors.
 
@@ -304,10 +308,11 @@ def load_model(model: str, device: torch.device) -> tuple[CharacterLM, Vocabular
     tensors, state = read_checkpoint(path)
     try:
         vocabulary = Vocabulary(state["vocabulary"])
-        config = EncoderConfig(**state["encoder"])
-    except (KeyError, TypeError, ValueError) as error:
+        language_model = CharacterLM(len(vocabulary), EncoderConfig(**state["encoder"]))
+        if not {"data", "validation_fraction"} <= state["recipe"].keys():
+            raise ValueError("its recipe is missing")
+    except DAMAGE as error:
         raise InputError(f"{path} is damaged or no checkpoint of this project: {error}.") from None
-    language_model = CharacterLM(len(vocabulary), config)
     load_weights(language_model, tensors, path)
     return language_model.to(device).eval(), vocabulary, state, str(source)
 
@@ -332,7 +337,7 @@ class LearningConfig:
     """How to learn: what ``train`` takes besides the encoder's shape, and shows before it."""
 
     preset: Literal["laptop", "best"] = "laptop"
-    """laptop: two minutes on two cores; best: half an hour. The other keys change single values of it."""
+    """laptop: a minute and a half on two cores; best: half an hour. The other keys change single values of it."""
     data: str = "builtin:python-docs"
     """builtin:python-docs, a UTF-8 text file, or a hub id such as karpathy/tiny_shakespeare."""
     validation_fraction: float = 0.1
@@ -354,9 +359,9 @@ class LearningConfig:
     warmup_steps: int = 100
     """Steps of linear growth up to the peak."""
     beta1: float = 0.9
-    """AdamW: memory of the gradient's mean, in [0, 1)."""
+    """AdamW: memory of the gradient's mean, in [0, 0.9999]."""
     beta2: float = 0.95
-    """AdamW: memory of the gradient's square, in [0, 1)."""
+    """AdamW: memory of the gradient's square, in [0, 0.9999]."""
     weight_decay: float = 0.1
     """AdamW: decay of matrices; vectors (norms, biases) have none."""
     gradient_clip: float = 1.0
@@ -411,9 +416,10 @@ class TrainConfig(EncoderConfig, LearningConfig):
         """Check the ranges."""
         super().__post_init__()
         for name in ("steps", "batch_size", "accumulation", "log_every", "evaluate_every"):
-            check_range(name, getattr(self, name), 1)
-        for name in ("warmup_steps", "patience", "weight_decay", "gradient_clip", "threads"):
+            check_range(name, getattr(self, name), 1, 10**9)
+        for name in ("warmup_steps", "patience", "weight_decay", "gradient_clip"):
             check_range(name, getattr(self, name), 0)
+        check_range("threads", self.threads, 0, 1024)
         check_range("learning_rate", self.learning_rate, 0, open_low=True)
         check_range("validation_fraction", self.validation_fraction, 0, 0.99, open_low=True)
         check_range("final_rate", self.final_rate, 0, 1)
@@ -594,8 +600,16 @@ class Training:
             InputError: It is damaged, or was trained with another recipe, text or vocabulary.
         """
         tensors, state = read_checkpoint(path)
+        try:
+            self._load(tensors, state, path)
+        except InputError:
+            raise
+        except DAMAGE as error:
+            raise InputError(f"{path} is damaged: {type(error).__name__}: {error}.") from None
+
+    def _load(self, tensors: dict[str, Tensor], state: dict[str, Any], path: Path) -> None:
         recipe = self.recipe()
-        changed = [key for key in recipe if state.get("recipe", {}).get(key) != recipe[key]]
+        changed = [key for key in recipe if state["recipe"].get(key) != recipe[key]]
         if changed:
             raise InputError(
                 f"{path} was trained with another {', '.join(changed)}, so going on would not be the same run.",
@@ -607,9 +621,15 @@ class Training:
             for name, tensor in select(tensors, f"optimizer{i}.").items():
                 index, _, moment = name.partition(".")
                 packed["state"].setdefault(int(index), {})[moment] = tensor
+            weights = sum(len(group["params"]) for group in optimizer.param_groups)
+            moments = {tuple(sorted(packed["state"].get(index, {}))) for index in range(weights)}
+            if len(packed["state"]) != weights or len(moments) != 1 or moments == {()}:
+                raise ValueError("the optimizer's moments are not all there")
             optimizer.load_state_dict(packed)
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.best_loss, self.best_step = state["best_loss"], state["best_step"]
+        if not 0 < state["step"] <= self.config.steps:
+            raise ValueError(f"step {state['step']}")
+        self.step, self.seconds = int(state["step"]), float(state["seconds"])
+        self.best_loss, self.best_step = float(state["best_loss"]), int(state["best_step"])
         self.recent_losses = [torch.tensor(loss, device=self.accelerator.device) for loss in state["recent_losses"]]
 
     def recipe(self) -> dict[str, Any]:
@@ -643,6 +663,11 @@ def train(config: TrainConfig) -> None:
     corpus = load_corpus(config.data, config.validation_fraction, config.context_length)
     training = Training(config, corpus, accelerator)
     last = OUTPUTS / PROJECT / config.run / "last.safetensors"
+    finished = [name for name in ("best.safetensors", "results.json") if (last.parent / name).exists()]
+    if config.resume and not last.exists() and finished:
+        raise InputError(
+            f"{last.parent} has {' and '.join(finished)}, but no {last.name} to go on from.", hint="another --run"
+        )
     if config.resume and last.exists():  # before anything is written: a run that can't go on keeps its files
         training.load(last)
         logger.info("resumed %s after step %d", last.parent, training.step)
@@ -687,7 +712,7 @@ def train(config: TrainConfig) -> None:
                 if is_main:
                     training.save(last, with_optimizer=True)
                 raise KeyboardInterrupt(
-                    f"saved after step {training.step}; go on with: python -m {MODULE} train {resume_flags(folder)}"
+                    f"saved after step {training.step}; go on with\npython -m {MODULE} train {resume_flags(folder)}"
                 )
     if run and tracker:
         tracker.close()
@@ -731,8 +756,9 @@ def report(training: Training, run: Run) -> None:
     logger.info("validation loss %.4f nats = %.4f bits a character; saved in %s", training.best_loss, bits, run.folder)
     vocabulary = training.corpus.vocabulary
     start = training.validation_text[: min(config.context_length // 2, len(training.validation_text))]
+    logger.info("what it writes behind the first %d characters of the validation text:", len(start))
     tokens = generate(training.model, start, 300, temperature=0.8, seed=config.seed)
-    sys.stdout.write(vocabulary.decode(start.tolist()) + vocabulary.decode(list(tokens)) + "\n")
+    sys.stdout.write(vocabulary.decode(list(tokens)) + "\n")
 
 
 def text_figures(loss: float) -> dict[str, float]:
@@ -759,7 +785,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        check_range("threads", self.threads, 0)
+        check_range("threads", self.threads, 0, 1024)
 
 
 @dataclass
@@ -802,22 +828,24 @@ def sample(config: SampleConfig) -> None:
     text = config.prompt
     sys.stdout.write(text)
     started = time.monotonic()
-    for token in generate(
-        model,
-        tokens,
-        config.length,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        seed=config.seed,
-        use_cache=config.cache,
-    ):
-        text += vocabulary.decode([token])
-        sys.stdout.write(text[-1])
-        sys.stdout.flush()
+    try:
+        for token in generate(
+            model,
+            tokens,
+            config.length,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            seed=config.seed,
+            use_cache=config.cache,
+        ):
+            text += vocabulary.decode([token])
+            sys.stdout.write(text[-1])
+            sys.stdout.flush()
+    finally:  # also what was drawn before Ctrl-C, or before a reader like `head` had enough
+        write_atomic(run.folder / "sample.txt", text + "\n")
     seconds = time.monotonic() - started
     sys.stdout.write("\n")
-    write_atomic(run.folder / "sample.txt", text + "\n")
     speed = config.length / max(seconds, 1e-9)
     logger.info("%d characters, %.0f a second; saved in %s", config.length, speed, run.folder)
     metrics = {"characters": config.length, "characters_per_second": speed}
@@ -854,8 +882,8 @@ def evaluate(config: EvaluateConfig) -> None:
 class AttentionConfig(ModelConfig):
     """Draw what each head of each layer looks at, as heat maps: rows are queries, columns the keys they attend to."""
 
-    prompt: str = "This is the default behavior"
-    """The text to look at; at most context_length characters."""
+    prompt: str | None = None
+    """The text to look at, at most context_length characters; by default one that the model writes."""
 
 
 def attention(config: AttentionConfig) -> None:
@@ -863,14 +891,19 @@ def attention(config: AttentionConfig) -> None:
     set_threads(config.threads)
     device = pick_device(config.device)
     model, vocabulary, _, name = load_model(config.model, device)
-    tokens = vocabulary.encode(config.prompt).to(device)
+    prompt = config.prompt
+    if prompt is None:
+        prompt = vocabulary.decode(
+            list(generate(model, torch.tensor([0], device=device), min(28, model.config.context_length)))
+        )
+    tokens = vocabulary.encode(prompt).to(device)
     check_range("length of the prompt", len(tokens), 1, model.config.context_length)
     weights: list[Tensor] = []
     with torch.inference_mode():
         model(tokens[None], weights=weights)
     run = Run(PROJECT, MODULE, "attention", config, name=config.run)
     path = run.folder / "attention.png"
-    plot_attention([layer[0].float().cpu() for layer in weights], config.prompt, path)
+    plot_attention([layer[0].float().cpu() for layer in weights], prompt, path)
     entropy = torch.stack([-torch.special.xlogy(w, w).sum(-1).mean() for w in weights]).mean().item()
     run.finish(model=name, data="prompt", seed=0, metrics={"mean_entropy_nats": entropy})
     logger.info("saved %s", path)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,9 @@ def squared_relu(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "relu2": squared_relu}
+
+
+LARGEST = 10**6  # of every size; more is a slip of the finger
 
 
 @dataclass
@@ -75,10 +78,15 @@ class EncoderConfig:
             ValueError: A value is out of its range; the message names it.
         """
         for name in ("d_model", "num_heads", "num_layers", "d_ff", "context_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1. Got {getattr(self, name)}.")
-        if self.previous_tokens < 0:
-            raise ValueError(f"previous_tokens must be at least 0. Got {self.previous_tokens}.")
+            if not 1 <= getattr(self, name) <= LARGEST:
+                raise ValueError(f"{name} must be in [1, {LARGEST}]. Got {getattr(self, name)}.")
+        if not 0 <= self.previous_tokens <= self.context_length:
+            raise ValueError(
+                f"previous_tokens must be in [0, context_length={self.context_length}]. Got {self.previous_tokens}."
+            )
+        for name, kind in get_type_hints(EncoderConfig).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}. Got {getattr(self, name)!r}.")
         if self.d_model % self.num_heads:
             raise ValueError(f"num_heads must divide d_model={self.d_model}. Got {self.num_heads}.")
         for name in ("dropout", "inner_dropout"):
@@ -191,6 +199,11 @@ class EncoderCache:
         self.layers = [KeyValueCache() for _ in range(num_layers)]
         self.tokens: Tensor | None = None
 
+    @property
+    def length(self) -> int:
+        """Number of tokens held."""
+        return 0 if self.tokens is None else self.tokens.shape[1]
+
     def append(self, tokens: Tensor) -> Tensor:
         """Add new tokens (B, Tnew) and return all so far (B, T)."""
         self.tokens = tokens if self.tokens is None else torch.cat([self.tokens, tokens], dim=1)
@@ -245,9 +258,16 @@ class TransformerEncoder(nn.Module):
         return self.encode(self.embed(tokens, cache), mask=mask, causal=causal, cache=cache, weights=weights)
 
     def embed(self, tokens: Tensor, cache: EncoderCache | None = None) -> Tensor:
-        """Look the tokens' vectors up and add those of the tokens before, and positions: (B, T) → (B, T, C)."""
+        """Look the tokens' vectors up and add those of the tokens before, and positions: (B, T) → (B, T, C).
+
+        Raises:
+            ValueError: There are more tokens than ``context_length``; the cache stays as it was.
+        """
+        offset = cache.length if cache is not None else 0
+        if offset + tokens.shape[1] > self.config.context_length:
+            length = offset + tokens.shape[1]
+            raise ValueError(f"There are {self.config.context_length} positions, but {length} tokens.")
         seen = cache.append(tokens) if cache is not None else tokens
-        offset = seen.shape[1] - tokens.shape[1]
         x = self.embedding(tokens)
         for distance, table in enumerate(self.previous, start=1):
             start, end = max(offset - distance, 0), max(seen.shape[1] - distance, 0)

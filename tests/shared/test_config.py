@@ -243,8 +243,8 @@ def test_wrong_input_is_one_line_that_names_it(
             1,
             ["error: out of memory: MemoryError", "hint: smaller sizes: of the batch, the context or the model"],
         ),
-        (KeyboardInterrupt("saved"), 130, ["error: stopped", "hint: saved"]),
-        (KeyboardInterrupt(), 130, ["error: stopped"]),
+        (KeyboardInterrupt("saved; go on with\nthis"), 130, ["stopped: saved; go on with", "this"]),
+        (KeyboardInterrupt(), 130, ["stopped"]),
     ],
 )
 def test_failures_have_their_exit_status(

@@ -234,13 +234,30 @@ def test_runs_without_a_promise_are_shown_and_fail_the_check(capsys: pytest.Capt
         table(TableConfig(check=True))
 
 
-@pytest.mark.parametrize("broken", [b"", b'{"project"', b"[]", b"3", b"{}", b"\xff\xfe", b'{"project": "p"}'])
+GOOD = {"project": "p", "command": "c", "seconds": 1, "metrics": {"loss": 1}}
+BROKEN = [b"", b'{"project"', b"[]", b"3", b"{}", b"\xff\xfe", b'{"project": "p"}', b"[" * 100_000]
+ODD = [("metrics", []), ("metrics", None), ("seconds", "x"), ("seconds", None), ("project", 5)]
+BROKEN += [json.dumps({**GOOD, key: value}).encode() for key, value in ODD]
+
+
+@pytest.mark.parametrize("broken", BROKEN)
 def test_broken_results_are_named_and_left_out(broken: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     write_atomic(Path("outputs/p/broken/results.json"), broken)
     leave_results("good", loss=2)
     assert [run["folder"].name for run in read_results(Path("outputs"))] == ["good"]
     assert "left out" in (error := capsys.readouterr().err)
     assert "broken/results.json" in error
+
+
+@pytest.mark.usefixtures("project")
+def test_odd_but_whole_results_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    leave_results("huge", loss=10**400)
+    leave_results("markup", command="other", **{"[/red]": 1})
+    Path("outputs/p/folder/results.json").mkdir(parents=True)
+    table(TableConfig())
+    output = capsys.readouterr()
+    assert "[/red] 1" in output.out
+    assert "folder/results.json" in output.err
 
 
 def test_nothing_there_is_one_line_and_what_to_do() -> None:

@@ -54,7 +54,19 @@ def test_home_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "name",
-    ["", "missing.txt", "a/b/c", "folder/missing.json", "~nobody_here/x", "/nowhere", "a b", "https://x.y/z", "@"],
+    [
+        "",
+        "missing.txt",
+        "a/b/c",
+        "folder/missing.json",
+        "~nobody_here/x",
+        "/nowhere",
+        "./file",
+        "../file",
+        "a b",
+        "https://x.y/z",
+        "@",
+    ],
 )
 def test_what_is_neither_is_a_missing_file(name: str) -> None:
     with pytest.raises(FileNotFoundError, match="No such file or folder"):
@@ -78,7 +90,8 @@ class LibraryError(Exception):
 def test_whatever_a_hub_library_raises_becomes_one_error_with_three_ways_out(kind: type[Exception]) -> None:
     with pytest.raises(HubError) as error, hub_errors(Source("hub", "org/name", "v1"), "builtin:x"):
         raise kind("first line\n  second line")
-    assert error.value.args[0] == f"org/name@v1 could not be had from the hub: {kind.__name__}: first line second line"
+    reason = f"{kind.__name__}: first line second line"
+    assert error.value.args[0] == f"org/name@v1 is no file here, and could not be had from the hub: {reason}"
     for way_out in ("builtin:x", "local path", "HF_ENDPOINT"):
         assert way_out in error.value.hint
 
@@ -164,5 +177,5 @@ def test_a_hub_out_of_reach_is_one_error_on_the_command_line(environment: dict[s
     assert run.returncode == 1
     assert "Traceback" not in run.stderr
     error, hint = run.stderr.splitlines()[-2:]
-    assert error.startswith("error: karpathy/tiny_shakespeare could not be had from the hub: ")
+    assert error.startswith("error: karpathy/tiny_shakespeare is no file here, and could not be had from the hub: ")
     assert hint == "hint: use builtin:python-docs; or a local path; or set HF_ENDPOINT to a mirror that you can reach"

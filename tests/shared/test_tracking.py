@@ -53,6 +53,15 @@ def test_a_line_cut_short_by_a_kill_is_left_out(cut: int, tmp_path: Path) -> Non
     assert steps(tmp_path) == [1, 3]
 
 
+@pytest.mark.parametrize("line", ["", "garbage", "5", "{}", "[]", '{"step": "3"}', "\0\0\0", "[" * 100_000])
+def test_a_broken_line_takes_no_other_with_it(line: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
+    assert steps(tmp_path) == [1, 2]
+    (tmp_path / "metrics.jsonl").write_bytes(b'\xff\xfe\n{"step": 1}\n')
+    Tracker(tmp_path, resume_step=1).close()
+    assert steps(tmp_path) == [1]
+
+
 def test_no_metrics_are_no_rows(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.jsonl") == []
 
@@ -120,6 +129,13 @@ def test_wandb_online_without_a_key_is_an_error_not_a_question(tmp_path: Path) -
         "hint: run `wandb login`, or set WANDB_MODE=offline",
     ]
     assert "Traceback" not in run.stderr
+
+
+@needs_wandb
+def test_wandb_with_a_setting_that_can_not_be_is_one_error(tmp_path: Path) -> None:
+    run = track(tmp_path, WANDB_MODE="garbage")
+    assert run.returncode == 1, run.stderr
+    assert run.stderr.splitlines()[-2].startswith("error: Weights & Biases: ")
 
 
 @needs_wandb

@@ -221,8 +221,15 @@ def test_a_cache_gives_what_the_whole_text_gives(fused: bool, rotary: bool, chun
 
 def test_a_cache_is_for_self_attention_only() -> None:
     x = torch.randn(1, 2, C)
-    with pytest.raises(ValueError, match="self-attention only"):
-        MultiHeadAttention(C, H)(x, x, cache=KeyValueCache())
+    for others in ({"keys": x}, {"values": x}):
+        with pytest.raises(ValueError, match="self-attention only"):
+            MultiHeadAttention(C, H)(x, **others, cache=KeyValueCache())
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_each_key_needs_a_value(fused: bool) -> None:
+    with pytest.raises(ValueError, match="Got 4 keys and 5 values"):
+        MultiHeadAttention(C, H, fused=fused)(torch.randn(1, 3, C), torch.randn(1, 4, C), torch.randn(1, 5, C))
 
 
 @pytest.mark.parametrize("path", ["fused", "written out"])

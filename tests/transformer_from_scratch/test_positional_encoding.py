@@ -94,3 +94,10 @@ def test_rotary_keeps_lengths_and_turns_everything_but_the_first_position() -> N
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
     assert turned[:, :, 0].equal(x[:, :, 0])
     assert not turned[:, :, 1:].isclose(x[:, :, 1:], atol=1e-9).all(-1).any()
+
+
+@pytest.mark.parametrize("offset", [-1, -6, 3])
+def test_positions_outside_the_table_are_refused(offset: int) -> None:
+    for encoding in (RotaryEmbedding(8, 10), SinusoidalEncoding(8, 10), LearnedEncoding(8, 10)):
+        with pytest.raises(ValueError, match="There are 10 positions, but position"):
+            encoding(torch.randn(1, 8, 8), offset)

@@ -1,5 +1,7 @@
 """Layers and encoder equal PyTorch's own, and caching, masking and padding change nothing they should not."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -155,6 +157,18 @@ def test_later_tokens_never_change_earlier_outputs(place: int, position: str, pr
     assert not before[:, place].isclose(after[:, place]).all(-1).any()
 
 
+@pytest.mark.parametrize("position", ["rotary", "learned", "sinusoidal"])
+def test_too_many_tokens_are_refused_and_leave_the_cache_as_it_was(position: str) -> None:
+    encoder = TransformerEncoder(V, small(position=position, context_length=8)).eval()
+    tokens = torch.randint(V, (1, 8))
+    cache = EncoderCache(encoder.config.num_layers)
+    encoder(tokens[:, :5], causal=True, cache=cache)
+    with pytest.raises(ValueError, match="There are 8 positions, but 11 tokens"):
+        encoder(torch.randint(V, (1, 6)), causal=True, cache=cache)
+    rest = encoder(tokens[:, 5:], causal=True, cache=cache)
+    torch.testing.assert_close(rest, encoder(tokens, causal=True)[:, 5:], rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("fused", [True, False])
 def test_padding_changes_nothing(fused: bool) -> None:
     encoder = TransformerEncoder(V, small(fused=fused)).double()
@@ -200,11 +214,14 @@ def test_dropout_is_for_training_only() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"d_model": 0}, "d_model must be at least 1. Got 0."),
-        ({"num_layers": -1}, "num_layers must be at least 1. Got -1."),
+        ({"d_model": 0}, "d_model must be in [1, 1000000]. Got 0."),
+        ({"num_layers": -1}, "num_layers must be in [1, 1000000]. Got -1."),
         ({"d_ff": 0}, "d_ff must be"),
         ({"context_length": -5}, "context_length must be"),
-        ({"previous_tokens": -1}, "previous_tokens must be at least 0. Got -1."),
+        ({"previous_tokens": -1}, "previous_tokens must be in [0, context_length=24]. Got -1."),
+        ({"position": "rotery"}, "position must be one of sinusoidal, learned, rotary. Got 'rotery'."),
+        ({"norm": "layernorm"}, "norm must be one of layer, rms."),
+        ({"activation": "silu"}, "activation must be one of relu, gelu, relu2."),
         ({"num_heads": 3}, "num_heads must divide d_model=8. Got 3."),
         ({"num_heads": 8}, "d_model / num_heads must be even. Got 8 / 8."),
         ({"dropout": 1.0}, "dropout must be in"),
@@ -212,5 +229,5 @@ def test_dropout_is_for_training_only() -> None:
     ],
 )
 def test_impossible_shapes_are_named(changes: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message.replace(".", r"\.")):
+    with pytest.raises(ValueError, match=re.escape(message)):
         small(**changes)

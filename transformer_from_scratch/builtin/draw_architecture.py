@@ -5,14 +5,24 @@ python -m transformer_from_scratch.builtin.draw_architecture
 
 from __future__ import annotations
 
+import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from transformer_from_scratch.train_simple_lm import CharacterLM, TrainConfig
+from transformer_from_scratch.transformer_block import EncoderConfig
 
+VOCAB_SIZE = 65  # of tinyshakespeare
 BLUE, GREEN, ORANGE, GRAY, INK = "#cfe2f3", "#d9ead3", "#fce5cd", "#eeeeee", "#333333"
+
+
+def description() -> str:
+    """Return what the picture depends on; it is saved inside, so that a test can tell a stale one."""
+    shape = {field.name: getattr(TrainConfig(), field.name) for field in fields(EncoderConfig)}
+    return json.dumps({"vocab_size": VOCAB_SIZE, **shape})
 
 
 def count(*modules: nn.Module | None) -> str:
@@ -37,18 +47,19 @@ def arrow(axes: Any, start: tuple[float, float], end: tuple[float, float]) -> No
 
 
 def draw(path: Path) -> None:
-    """Draw the preset ``laptop`` over 65 characters: the stack on the left, the inside of attention on the right."""
+    """Draw the preset ``laptop``: the stack on the left, the inside of attention on the right."""
     from matplotlib.figure import Figure
 
-    config = TrainConfig()
-    vocab_size = 65
+    config, vocab_size = TrainConfig(), VOCAB_SIZE
     model = CharacterLM(vocab_size, config)
     encoder, layer = model.encoder, model.encoder.layers[0]
     heads, head_dim = config.num_heads, config.d_model // config.num_heads
 
     figure = Figure(figsize=(9.6, 6.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.set(xlim=(-3.1, 3.1), ylim=(-0.6, 9.0), title=f"CharacterLM, {count(model)} parameters")
+    left.set(
+        xlim=(-3.1, 3.1), ylim=(-0.6, 9.0), title=f"CharacterLM over {vocab_size} characters, {count(model)} parameters"
+    )
     rows = [
         (0.0, f"characters  (B, T ≤ {config.context_length})", GRAY),
         (1.1, f"embedding of each and of {config.previous_tokens} before it\n"
@@ -69,10 +80,10 @@ def draw(path: Path) -> None:
     stops = [0.2, 0.77, 1.43, 2.3, 2.7, 2.97, 3.63, 3.93, 4.27, 4.6, 5.0, 5.27, 5.93, 6.23, 6.57, 7.1, 7.5, 7.87]
     for start, end in zip(stops[::2], stops[1::2], strict=True):
         arrow(left, (0, start), (0, end))
-    for start, end in ((1.85, points["sum1"]), (4.42, points["sum2"])):  # the residual path passes both sublayers
+    for start, end in ((2.1, points["sum1"]), (4.42, points["sum2"])):  # the residual path passes both sublayers
         left.plot([0, 2.25, 2.25], [start, start, end], color=INK, linewidth=1.1)
         arrow(left, (2.25, end), (0.2, end))
-    left.plot([-2.5, 2.6, 2.6, -2.5, -2.5], [2.1, 2.1, 6.78, 6.78, 2.1], color=INK, linestyle=":", linewidth=1)
+    left.plot([-2.5, 2.6, 2.6, -2.5, -2.5], [1.85, 1.85, 6.78, 6.78, 1.85], color=INK, linestyle=":", linewidth=1)
     left.text(-2.55, 4.4, f"× {config.num_layers}", ha="right", va="center", fontsize=12)
 
     right.set(xlim=(-3.4, 3.4), ylim=(-0.6, 9.0), title="softmax(Q Kᵀ / √D) V, in every head")
@@ -88,7 +99,7 @@ def draw(path: Path) -> None:
     box(right, -1.05, 5.1, "hide later characters", GRAY, width=2.6, height=0.5)
     box(right, -1.05, 6.1, "softmax: rows sum to 1", GREEN, width=2.6, height=0.5)
     box(right, 0, 7.3, "weighted sum of V", ORANGE, width=2.6, height=0.5)
-    box(right, 0, 8.3, f"heads side by side, x Wo  (B, T, {config.d_model})", GRAY, width=4.2, height=0.5)
+    box(right, 0, 8.3, f"heads side by side, times Wo  (B, T, {config.d_model})", GRAY, width=4.2, height=0.5)
     for start, end in (
         ((-1.05, 4.37), (-1.05, 4.83)),
         ((-1.05, 5.37), (-1.05, 5.83)),
@@ -99,7 +110,7 @@ def draw(path: Path) -> None:
         arrow(right, start, end)
     for axes in (left, right):
         axes.axis("off")
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, metadata={"Description": description()})
 
 
 if __name__ == "__main__":
