@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import os
 import re
 import shlex
@@ -152,9 +153,11 @@ def command_line(module: str, command: str, config: Any) -> str:
     words = [f"python -m {module} {command}"]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        default = field.default if field.name == "preset" else preset.get(field.name, field.default)
+        made = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+        default = made if field.name == "preset" else preset.get(field.name, made)
         if field.metadata.get("recipe", True) and value != default:
-            words.append(f"--{field.name} {shlex.quote(str(value).lower() if isinstance(value, bool) else str(value))}")
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            words.append(f"--{field.name} {shlex.quote(text)}")
     return " ".join(words)
 
 

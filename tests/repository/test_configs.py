@@ -11,7 +11,9 @@ from shared.errors import InputError
 ROOT = Path(__file__).parents[2]
 
 # YAML file → module and dataclass that read it.
-CONFIGS: dict[str, tuple[str, str]] = {}
+CONFIGS: dict[str, tuple[str, str]] = {
+    "bert_sentiment_analysis/config.yaml": ("bert_sentiment_analysis.models.trainer", "TrainConfig"),
+}
 
 
 def test_every_yaml_has_its_dataclass() -> None:

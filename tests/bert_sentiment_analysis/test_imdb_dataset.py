@@ -1,0 +1,292 @@
+"""Labelled texts: embedded, from files, from the hub; what is left out, and what is refused."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bert_sentiment_analysis.builtin.synthetic_reviews import DOMAINS, SIZES, synthetic_reviews
+from bert_sentiment_analysis.data import imdb_dataset
+from bert_sentiment_analysis.data.imdb_dataset import DataConfig, find_leaks, load_data, normalized, report
+from shared.config import run_commands
+from shared.errors import InputError
+
+
+def rows_of(splits: Any, split: str) -> list[tuple[str, str]]:
+    names = splits[split].features["label"].names
+    return [(row["text"], names[row["label"]]) for row in splits[split]]
+
+
+def write_csv(name: str = "reviews.csv", count: int = 40, columns: str = "text,label") -> None:
+    lines = [f'"review, number {i}",{"good" if i % 2 else "bad"}' for i in range(count)]
+    Path(name).write_text("\n".join([columns, *lines]), encoding="utf-8")
+
+
+# --- Embedded ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_synthetic_reviews_are_balanced_unique_and_the_same_everywhere(name: str) -> None:
+    splits = synthetic_reviews(name)
+    assert {split: len(rows) for split, rows in splits.items()} == SIZES
+    texts = [text for rows in splits.values() for text, _ in rows]
+    assert len(set(texts)) == len(texts)
+    for rows in splits.values():
+        counts = [sum(label == wanted for _, label in rows) for wanted in DOMAINS[name].labels]
+        assert max(counts) - min(counts) <= 1
+    assert synthetic_reviews(name) == splits
+    assert synthetic_reviews(name, seed=1) != splits
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_test_texts_have_opinion_words_that_train_has_not(name: str) -> None:
+    splits = synthetic_reviews(name)
+    words = {split: " ".join(text for text, _ in rows) for split, rows in splits.items()}
+    domain = DOMAINS[name]
+    held_back = [word for group in (domain.good, domain.bad) for word in group[len(group) * 2 // 3 :]]
+    assert all(word in words["test"] for word in held_back)
+    assert not any(f" {word}" in words["train"] for word in held_back)
+
+
+def test_a_builtin_has_three_splits_and_its_labels_worst_first() -> None:
+    splits = load_data(DataConfig(data="builtin:tweets"))
+    assert list(splits) == ["train", "validation", "test"]
+    assert splits["test"].features["label"].names == ["negative", "neutral", "positive"]
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "csv.gz", "jsonl.gz"])
+def test_every_kind_of_file_gives_the_same_texts(kind: str) -> None:
+    pairs = [
+        (f'say "{i}", 词\tx' if "tsv" not in kind else f'say "{i}" 词', "good" if i % 2 else "bad") for i in range(40)
+    ]
+    if "jsonl" in kind:
+        content = "\n".join(json.dumps({"text": text, "label": label}, ensure_ascii=False) for text, label in pairs)
+    elif kind == "tsv":
+        content = "\n".join(["text\tlabel", *(f"{text}\t{label}" for text, label in pairs)])
+    else:
+        content = "\n".join(["text,label", *('"' + t.replace('"', '""') + f'",{label}' for t, label in pairs)])
+    data = content.encode("utf-8-sig")
+    Path(f"reviews.{kind}").write_bytes(gzip.compress(data) if kind.endswith("gz") else data)
+    splits = load_data(DataConfig(data=f"reviews.{kind}"))
+    assert sorted(pair for split in splits for pair in rows_of(splits, split)) == sorted(pairs)
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 32, "validation": 4, "test": 4}
+
+
+def test_quotes_commas_and_newlines_stay_inside_a_cell() -> None:
+    body = "\n".join(f'"line one\nline ""two"", {i}",{"good" if i % 2 else "bad"}' for i in range(30))
+    Path("reviews.csv").write_text(f"text,label\n{body}\n", encoding="utf-8")
+    splits = load_data(DataConfig(data="reviews.csv"))
+    texts = {text for split in splits for text, _ in rows_of(splits, split)}
+    assert texts == {f'line one\nline "two", {i}' for i in range(30)}
+
+
+def test_na_and_none_are_words_and_missing_cells_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    lines = ["NA,good", "None,bad", ",good", "   ,bad", "a text,", "!!!,good", "🙂,good"]
+    lines += [f"text {i},{'good' if i % 2 else 'bad'}" for i in range(30)]
+    Path("reviews.csv").write_text("text,label\n" + "\n".join(lines), encoding="utf-8")
+    splits = load_data(DataConfig(data="reviews.csv"))
+    texts = {text for split in splits for text, _ in rows_of(splits, split)}
+    assert {"NA", "None", "🙂"} <= texts
+    assert len(texts) == 33
+    messages = [record.getMessage() for record in caplog.records]
+    assert "reviews.csv: 3 of 37 rows left out, without a text" in messages
+    assert "reviews.csv: 1 of 37 rows left out, without a label of ours" in messages
+
+
+def test_nulls_in_jsonl_are_missing() -> None:
+    rows = [{"text": None, "label": "good"}, {"label": "bad"}, {"text": "x", "label": None}]
+    rows += [{"text": f"text {i}", "label": i % 2} for i in range(30)]
+    Path("reviews.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    splits = load_data(DataConfig(data="reviews.jsonl"))
+    assert sum(len(rows) for rows in splits.values()) == 30
+    assert splits["train"].features["label"].names == ["0", "1"]
+
+
+def test_columns_and_labels_are_mapped() -> None:
+    lines = [f"{1 + i % 5},body {i}" for i in range(100)]
+    Path("stars.csv").write_text("score,words\n" + "\n".join(lines))
+    config = DataConfig(
+        data="stars.csv", text_column="words", label_column="score",
+        label_map={"1": "negative", "2": "negative", "4": "positive", "5": "positive"},
+    )  # fmt: skip
+    splits = load_data(config)
+    pairs = [pair for split in splits for pair in rows_of(splits, split)]
+    assert len(pairs) == 80
+    assert all((int(text.split()[1]) % 5 < 2) == (label == "negative") for text, label in pairs)
+
+
+def test_a_file_without_names_is_read_by_number() -> None:
+    Path("pairs.tsv").write_text("".join(f"sentence {i}\t{i % 2}\n" for i in range(40)))
+    splits = load_data(DataConfig(data="pairs.tsv", header=False, text_column="0", label_column="1"))
+    assert sum(len(rows) for rows in splits.values()) == 40
+
+
+def test_a_folder_has_its_splits_and_what_is_missing_is_carved_from_train() -> None:
+    Path("folder").mkdir()
+    write_csv("folder/train.csv", 100)
+    Path("folder/test.csv").write_text("text,label\none,good\ntwo,bad\n")
+    splits = load_data(DataConfig(data="folder"))
+    assert rows_of(splits, "test") == [("one", "good"), ("two", "bad")]
+    assert (len(splits["train"]), len(splits["validation"])) == (90, 10)
+
+
+def test_shares_of_labels_are_kept_and_the_seed_decides() -> None:
+    lines = [f"text {i},{'bad' if i % 5 == 0 else 'good'}" for i in range(200)]
+    Path("skewed.csv").write_text("text,label\n" + "\n".join(lines))
+    splits = load_data(DataConfig(data="skewed.csv", max_train=50))
+    for split, size in (("train", 50), ("validation", 18), ("test", 20)):
+        labels = [label for _, label in rows_of(splits, split)]
+        assert len(labels) == size
+        assert abs(labels.count("bad") - size / 5) <= 1
+    assert rows_of(load_data(DataConfig(data="skewed.csv", max_train=50)), "train") == rows_of(splits, "train")
+    assert rows_of(load_data(DataConfig(data="skewed.csv", max_train=50), seed=1), "train") != rows_of(splits, "train")
+
+
+# --- Leaks ------------------------------------------------------------------------------------------------------------
+
+
+def test_copies_of_validation_and_test_are_taken_out_of_train(caplog: pytest.LogCaptureFixture) -> None:
+    Path("folder").mkdir()
+    lines = [f"text {i},{'good' if i % 2 else 'bad'}" for i in range(30)] + ["A  Copy!,good", "another copy,bad"]
+    Path("folder/train.csv").write_text("text,label\n" + "\n".join(lines))
+    Path("folder/validation.csv").write_text("text,label\nanother copy?,bad\nnew,good\n")
+    Path("folder/test.csv").write_text("text,label\na copy,good\nnewer,bad\n")
+    splits = load_data(DataConfig(data="folder"))
+    assert len(splits["train"]) == 30
+    assert "2 texts of train also stand in validation or test, and are left out of train" in caplog.text
+    assert not any(count for name, count in find_leaks(splits).items())
+
+
+def test_leaks_and_copies_are_counted() -> None:
+    found = find_leaks({"train": {"text": ["a", "A!", "b"]}, "test": {"text": ["a", "c"]}})
+    assert found == {"copies in train": 1, "copies in test": 0, "test in train": 1}
+    assert normalized("Été,  OK!") == "été ok"
+    assert normalized("😀") != normalized("😡")
+    assert normalized(r"@ann: it\u2019s http://a.b/c &amp; ok") == normalized("it’s & ok")
+
+
+# --- The hub ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Data sets that stand in for the hub's: split → (labels, label feature)."""
+    import datasets
+
+    splits: dict[str, Any] = {}
+
+    def load_dataset(name: str, subset: str | None, revision: str | None) -> datasets.DatasetDict:
+        return datasets.DatasetDict(splits)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return splits
+
+
+def hub_rows(labels: list[int], names: list[str] | None) -> Any:
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    features = Features({"text": Value("string"), "label": ClassLabel(names=names) if names else Value("int64")})
+    return Dataset.from_dict({"text": [f"{i} of {len(labels)}" for i in range(len(labels))], "label": labels}, features)
+
+
+def test_names_of_labels_come_with_a_hub_data_set_or_are_known(hub: dict[str, Any]) -> None:
+    hub |= {"train": hub_rows([0, 1] * 20, ["bad", "good"]), "test": hub_rows([0, 1, -1], ["bad", "good"])}
+    splits = load_data(DataConfig(data="some/reviews"))
+    assert splits["train"].features["label"].names == ["bad", "good"]
+    assert len(splits["test"]) == 2
+    hub |= {"train": hub_rows([0, 1] * 20, ["neg", "pos"]), "unsupervised": hub_rows([-1] * 3, ["neg", "pos"])}
+    splits = load_data(DataConfig(data="stanfordnlp/imdb"))
+    assert splits["train"].features["label"].names == ["negative", "positive"]
+
+
+def test_a_hub_out_of_reach_names_three_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(InputError, match="could not be had from the hub") as error:
+        load_data(DataConfig(data="stanfordnlp/imdb"))
+    assert all(way in error.value.hint for way in ("builtin:movies", "local path", "HF_ENDPOINT"))
+
+
+# --- Refused ----------------------------------------------------------------------------------------------------------
+
+
+def bad_files() -> None:
+    write_csv()
+    Path("one.csv").write_text("text,label\n" + "\n".join(f"text {i},good" for i in range(20)))
+    Path("many.csv").write_text("text,label\n" + "\n".join(f"text {i},{i}" for i in range(200)))
+    Path("few.csv").write_text("text,label\na,good\nb,bad\n")
+    Path("empty.csv").write_text("")
+    Path("head.csv").write_text("text,label\n")
+    Path("latin.csv").write_bytes("text,label\né,good\n".encode("latin-1"))
+    Path("broken.jsonl").write_text('{"text": "a"\n')
+    Path("ragged.csv").write_text("text,label\na,b\nc,d,e,f\n")
+    Path("reviews.xlsx").write_text("x")
+    Path("folder").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "culprit"),
+    [
+        (["--data", "reviews.csv", "--text_column", "body"], "has no column 'body'. It has text, label"),
+        (["--data", "reviews.csv", "--label_column", "x"], "has no column 'x'"),
+        (["--data", "reviews.csv", "--header", "false"], "no column with a usual name for the texts"),
+        (
+            ["--data", "reviews.csv", "--label_map", '{"5": "x"}'],
+            "None of the values of label_map stands in 'label'. It has",
+        ),
+        (["--data", "one.csv"], "has only one label, 'good'"),
+        (["--data", "many.csv"], "has 200 different labels"),
+        (["--data", "few.csv"], "is too small to be divided"),
+        (["--data", "empty.csv"], "can't be read as csv"),
+        (["--data", "head.csv"], "has only one label"),
+        (["--data", "latin.csv"], "latin.csv is not UTF-8 text"),
+        (["--data", "broken.jsonl"], "can't be read as jsonl"),
+        (["--data", "ragged.csv"], "can't be read as csv"),
+        (["--data", "reviews.xlsx"], "must be a .csv, .tsv or .jsonl file"),
+        (["--data", "folder"], "has no train, validation or test file"),
+        (["--data", "builtin:books"], "There is no 'builtin:books'"),
+        (["--test_fraction", "0.7"], "test_fraction must be in (0, 0.5]"),
+        (["--max_train", "-1"], "max_train must be"),
+    ],
+)
+def test_wrong_data_is_one_line(arguments: list[str], culprit: str, capsys: pytest.CaptureFixture[str]) -> None:
+    bad_files()
+    with pytest.raises(SystemExit) as exit_:
+        run_commands({"report": report}, module=imdb_dataset.MODULE, argv=arguments)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("error: ", "Traceback"))]
+    assert exit_.value.code == 2
+    assert len(lines) == 1
+    assert culprit in lines[0]
+
+
+def test_a_missing_file_is_a_failure_of_files() -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run_commands({"report": report}, module=imdb_dataset.MODULE, argv=["--data", "missing.csv"])
+    assert exit_.value.code == 1
+
+
+def test_labels_that_the_model_does_not_know_are_named() -> None:
+    write_csv()
+    with pytest.raises(InputError, match="labels that the model does not know: 'bad', 'good'"):
+        load_data(DataConfig(data="reviews.csv"), label_names=["negative", "positive"])
+
+
+def test_the_report_counts_labels_and_leaks(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run_commands({"report": report}, module=imdb_dataset.MODULE, argv=["--data", "builtin:tweets", "--run", "x"])
+    assert exit_.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[:5] == ["train", "400", "400", "400", "1,200"]
+    assert "test in train: 0" in lines
+    folder = Path("outputs/bert_sentiment_analysis/x")
+    assert (folder / "labels.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((folder / "results.json").read_text())["metrics"]["train_texts"] == 1200

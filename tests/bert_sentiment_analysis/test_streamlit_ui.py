@@ -1,0 +1,144 @@
+"""The demo in a real browser: labels, words, tables, and what it refuses."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bert_sentiment_analysis.app import streamlit_ui
+from bert_sentiment_analysis.app.streamlit_ui import highlighted
+from bert_sentiment_analysis.inference.predictor import Explanation
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "bert_sentiment_analysis/app/streamlit_ui.py"
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def test_words_are_escaped_and_colored_by_their_share() -> None:
+    page = highlighted(Explanation("good", ["<script>", "fine", "bad"], [0.0, 2.0, -1.0], 1.0))
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert "rgba(33, 102, 172, 0.75)" in page
+    assert "rgba(178, 24, 43, 0.38)" in page or "rgba(178, 24, 43, 0.37)" in page
+
+
+def test_the_page_draws_without_a_model_and_names_one_that_is_missing() -> None:
+    from streamlit.testing.v1 import AppTest
+
+    page = AppTest.from_file(str(PAGE), default_timeout=60)
+    page.run()
+    page.sidebar.radio[0].set_value("Another model").run()
+    assert not page.exception
+    assert page.info[0].value == "Name a model in the sidebar."
+    page.sidebar.text_input[0].set_value("no/such/folder").run()
+    assert not page.exception
+    assert page.error[0].value == "No such file or folder: 'no/such/folder'."
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Start the page as a user would, on a free port of this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = ["--server.headless=true", "--server.address=127.0.0.1", f"--server.port={port}",
+             "--browser.gatherUsageStats=false"]  # fmt: skip
+    home = tmp_path_factory.mktemp("home")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "streamlit", "run", str(PAGE), *flags],
+        cwd=home, env={**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            try:
+                with urllib.request.urlopen(f"{url}/_stcore/health", timeout=1) as answer:
+                    if answer.status == 200:
+                        break
+            except OSError:
+                time.sleep(0.2)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.fixture
+def page(address: str) -> Iterator[Any]:
+    if not BROWSER:
+        pytest.skip("there is no chromium here")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": 1200, "height": 1000})
+        tab.set_default_timeout(60_000)
+        tab.goto(address)
+        yield tab
+        browser.close()
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_a_text_gets_a_label_and_its_words(page: Any) -> None:
+    attack = "<img src=x onerror=\"document.title='broken'\"> what a wonderful film"
+    page.get_by_label("Text", exact=True).fill(attack)
+    page.get_by_role("button", name="Analyze").click()
+    words = page.get_by_test_id("words")
+    words.wait_for()
+    assert "wonderful" in words.inner_text()
+    assert page.get_by_test_id("stMetricValue").first.inner_text() == "positive"
+    assert page.title() == "Sentiment analysis"
+    page.screenshot(path="one_text.png")
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_a_table_gets_labels_a_confusion_matrix_and_a_download(page: Any) -> None:
+    rows = ['"wonderful, ""moving"" film\nin two lines",positive', "a terrible bore,negative", ",negative"] * 5
+    Path("table.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
+    page.get_by_role("tab", name="A table").click()
+    page.locator("input[type=file]").set_input_files("table.csv")
+    page.get_by_text("Confusion matrix").wait_for()
+    assert float(page.get_by_test_id("stMetricValue").first.inner_text()) > 0.6
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download as csv").click()
+    content = Path(download.value.path()).read_text(encoding="utf-8")
+    assert content.startswith("text,label,confidence,p(negative),p(positive),note")
+    assert content.count("empty text") == 5
+    page.screenshot(path="table.png", full_page=True)
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"body\nx\n", "has no column with a usual name for the texts"),
+        ("text\né\n".encode("latin-1"), "is not UTF-8 text"),
+        (b"text\n" + b"x\n" * (streamlit_ui.MOST_ROWS + 1), "rows; 1 to 5,000 are taken here"),
+    ],
+)
+def test_tables_it_can_not_read_are_named(content: bytes, message: str, page: Any) -> None:
+    Path("table.csv").write_bytes(content)
+    page.get_by_role("tab", name="A table").click()
+    page.locator("input[type=file]").set_input_files("table.csv")
+    page.get_by_text(message).wait_for()
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_files_over_the_limit_are_refused(page: Any) -> None:
+    Path("table.csv").write_bytes(b"text\n" + b"long " * 1_200_000)
+    page.get_by_role("tab", name="A table").click()
+    page.locator("input[type=file]").set_input_files("table.csv")
+    page.get_by_text("must be 5.0MB or smaller").wait_for()

@@ -1,0 +1,343 @@
+"""Training: the recipe's parts one by one, a golden run, stopping and going on, several seeds, several models."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bert_sentiment_analysis.data.preprocessor import Encoding
+from bert_sentiment_analysis.inference.predictor import SentimentPredictor
+from bert_sentiment_analysis.models.bert_classifier import (
+    Card,
+    Classifier,
+    load_classifier,
+    new_classifier,
+    save_classifier,
+)
+from bert_sentiment_analysis.models.trainer import (
+    MODULE,
+    SentimentLoss,
+    TrainConfig,
+    compare,
+    last_checkpoint,
+    parameter_groups,
+    train,
+)
+from shared.config import run_commands
+from shared.errors import HubError, InputError
+from shared.tracking import read_metrics
+
+ROOT = Path(__file__).parents[2]
+RUNS = Path("outputs/bert_sentiment_analysis")
+NAMES = ["negative", "positive"]
+
+
+def cli(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        run_commands({"train": train, "compare": compare}, module=MODULE, argv=arguments)
+    return exit_.value.code
+
+
+@pytest.fixture
+def recipe(tiny: Path) -> list[str]:
+    """Flags of a training that learns two words in seconds."""
+    lines = [f"{'lovely' if i % 2 else 'awful'} thing number {i},{NAMES[i % 2]}" for i in range(240)]
+    Path("words.csv").write_text("text,label\n" + "\n".join(lines))
+    return [f"--data={Path('words.csv').resolve()}", f"--model={tiny}", "--max_length=32", "--lora_rank=0",
+            "--learning_rate=5e-3", "--epochs=3", "--batch_size=16", "--device=cpu", "--threads=1"]  # fmt: skip
+
+
+# --- Parts ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_plain_loss_is_cross_entropy() -> None:
+    logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 2, 1, 0])
+    loss = SentimentLoss(TrainConfig(), torch.ones(3))
+    assert loss({"logits": logits}, labels).item() == pytest.approx(F.cross_entropy(logits, labels).item())
+    smooth = SentimentLoss(TrainConfig(label_smoothing=0.1), torch.ones(3))({"logits": logits}, labels)
+    assert smooth.item() == pytest.approx(F.cross_entropy(logits, labels, label_smoothing=0.1).item())
+
+
+def test_focal_loss_without_gamma_is_cross_entropy_and_with_it_forgives_easy_texts() -> None:
+    logits, labels = torch.tensor([[3.0, 0.0], [0.0, 0.5]]), torch.tensor([0, 0])
+    plain = SentimentLoss(TrainConfig(), torch.ones(2))({"logits": logits}, labels)
+    same = SentimentLoss(TrainConfig(loss="focal", focal_gamma=0), torch.ones(2))({"logits": logits}, labels)
+    focal = SentimentLoss(TrainConfig(loss="focal"), torch.ones(2))({"logits": logits}, labels)
+    p = logits.softmax(-1)[:, 0]
+    assert same.item() == pytest.approx(plain.item())
+    assert focal.item() == pytest.approx((-((1 - p) ** 2) * p.log()).mean().item())
+
+
+def test_rare_labels_weigh_more_and_the_mean_weight_is_one() -> None:
+    counts = torch.tensor([90.0, 10.0])
+    loss = SentimentLoss(TrainConfig(loss="weighted"), counts)
+    assert (loss.weights * counts).sum() == pytest.approx(100)
+    assert loss.weights[1] / loss.weights[0] == pytest.approx(9)
+
+
+@pytest.mark.parametrize("kind", ["cross_entropy", "weighted", "focal"])
+def test_the_parts_of_an_accumulated_batch_sum_to_the_whole(kind: str) -> None:
+    logits, labels = torch.randn(8, 2), torch.tensor([0, 1] * 4)
+    loss = SentimentLoss(TrainConfig(loss=kind), torch.tensor([3.0, 1.0]))
+    parts = sum(loss({"logits": logits[i : i + 2]}, labels[i : i + 2], 8) for i in range(0, 8, 2))
+    assert parts.item() == pytest.approx(loss({"logits": logits}, labels).item())
+
+
+def test_layers_learn_slower_the_deeper_they_are_and_only_matrices_decay(tiny: Path) -> None:
+    model = new_classifier(str(tiny), NAMES, Encoding(32)).model
+    config = TrainConfig(layer_decay=0.5, learning_rate=0.8, weight_decay=0.1)
+    groups = parameter_groups(model, config)
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    rates = {id(weight): group["lr"] for group in groups for weight in group["params"]}
+    named = dict(model.named_parameters())
+    for name, rate in (
+        ("classifier.weight", 0.8),
+        ("bert.pooler.dense.weight", 0.8),
+        ("bert.encoder.layer.1.output.dense.weight", 0.4),
+        ("bert.encoder.layer.0.output.dense.weight", 0.2),
+        ("bert.embeddings.word_embeddings.weight", 0.1),
+    ):
+        assert rates[id(named[name])] == pytest.approx(rate)
+    decays = {id(weight): group["weight_decay"] for group in groups for weight in group["params"]}
+    assert all((decays[id(weight)] > 0) == (weight.ndim > 1) for weight in named.values())
+
+
+# --- Classifiers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_a_saved_classifier_answers_the_same(lora_rank: int, tiny: Path) -> None:
+    classifier = new_classifier(str(tiny), ["bad", "so-so", "good"], Encoding(48), lora_rank=lora_rank, domain="tests")
+    for name, weight in classifier.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)  # zero at the start, which would hide an adapter that is not loaded
+    classifier.card.temperature = 1.5
+    before = SentimentPredictor(classifier, "cpu").predict(["fine", "not so fine"])
+    save_classifier(classifier, Path("saved"))
+    loaded = SentimentPredictor("saved", "cpu")
+    assert loaded.card == classifier.card
+    assert not list(Path("saved").glob("*.bin"))
+    for one, other in zip(before, loaded.predict(["fine", "not so fine"]), strict=True):
+        assert other.probabilities == pytest.approx(one.probabilities, abs=1e-5)
+    if lora_rank:
+        assert not (Path("saved") / "model.safetensors").exists()
+        assert str(Path.cwd()) not in (Path("saved") / "adapter_config.json").read_text()
+
+
+def test_lora_tunes_a_part_and_leaves_the_rest(tiny: Path) -> None:
+    model = new_classifier(str(tiny), NAMES, Encoding(32), lora_rank=2).model
+    tuned = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert all("lora_" in name or "classifier" in name for name in tuned)
+    assert any("attention.self.query.lora_A" in name for name in tuned)
+
+
+def test_labels_are_checked_and_foreign_classifiers_are_taken(tiny: Path, caplog: pytest.LogCaptureFixture) -> None:
+    foreign = load_classifier(str(tiny))
+    assert foreign.card.label_names == ["LABEL_0", "LABEL_1"]
+    assert "has no names for its labels" in caplog.text
+    with pytest.raises(InputError, match="tells apart LABEL_0, LABEL_1, and the data negative, positive"):
+        load_classifier(str(tiny), NAMES)
+
+
+def test_a_model_in_disorder_is_one_error(tiny: Path) -> None:
+    classifier = new_classifier(str(tiny), NAMES, Encoding(32))
+    save_classifier(classifier, Path("saved"))
+    Card(["positive", "negative"], "x", Encoding()).save(Path("saved"))
+    with pytest.raises(InputError, match="its config has the labels"):
+        load_classifier("saved")
+    Path("saved/sentiment.json").write_text("{}")
+    with pytest.raises(InputError, match="sentiment.json is damaged"):
+        load_classifier("saved")
+    with pytest.raises(InputError, match=r"max_length must be in \[8, 64\] for this model. Got 65."):
+        new_classifier(str(tiny), NAMES, Encoding(65))
+    with pytest.raises(InputError, match="can't be loaded as a classifier"):
+        new_classifier("saved/..", NAMES, Encoding(32))
+
+
+def test_the_hub_is_asked_for_the_revision(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    asked: list[Any] = []
+
+    def from_pretrained(name: str, **options: Any) -> Any:
+        asked.append((name, options.get("revision")))
+        raise OSError("no route")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", from_pretrained)
+    with pytest.raises(HubError, match="could not be had from the hub") as error:
+        new_classifier("org/name@v1", NAMES, Encoding(32))
+    assert asked == [("org/name", "v1")]
+    assert "builtin:minilm" in error.value.hint
+
+
+# --- Runs -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_golden_run_learns_and_leaves_what_a_run_promises(
+    recipe: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli("train", *recipe, "--run", "golden") == 0
+    folder = RUNS / "golden"
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert results["metrics"]["accuracy"] == 1
+    assert results["metrics"]["validation_accuracy"] == 1
+    assert "accuracy               1.0000" in capsys.readouterr().out.splitlines()
+    rows = read_metrics(folder / "metrics.jsonl")
+    assert [row["step"] for row in rows if "validation_loss" in row] == [6, 12, 18, 24, 30, 36, 39]
+    assert any("train_loss" in row for row in rows)
+    plots = {path.name for path in folder.glob("*.png")}
+    assert plots == {
+        "confusion_matrix.png",
+        "classification_report.png",
+        "reliability.png",
+        "roc.png",
+        "learning_curve.png",
+    }
+    [good, bad] = SentimentPredictor(str(folder), "cpu").predict(["lovely thing", "awful thing"])
+    assert (good.label, bad.label) == ("positive", "negative")
+
+
+def test_a_seed_gives_the_same_figures_and_several_their_mean(recipe: list[str]) -> None:
+    short = [*recipe, "--epochs=0.5"]
+    assert cli("train", *short, "--seeds=[1]", "--run", "one") == 0
+    assert cli("train", *short, "--seeds=[1, 2]", "--run", "two") == 0
+    one, two = (json.loads((RUNS / name / "results.json").read_text())["metrics"] for name in ("one", "two"))
+    again = read_metrics(RUNS / "two/seed-1/metrics.jsonl")
+    first = read_metrics(RUNS / "one/metrics.jsonl")
+    assert [row.get("train_loss") for row in again] == [row.get("train_loss") for row in first]
+    assert "accuracy_sd" in two and "accuracy_sd" not in one
+
+
+def test_training_stops_early(recipe: list[str]) -> None:
+    assert cli("train", *recipe, "--learning_rate=1e-30", "--patience=2", "--run", "still") == 0
+    rows = read_metrics(RUNS / "still/metrics.jsonl")
+    assert sum("validation_loss" in row for row in rows) == 3
+
+
+@pytest.mark.parametrize("flags", [["--loss=focal"], ["--loss=weighted", "--layer_decay=0.8"], ["--lora_rank=4"],
+                                   ["--long_texts=windows", "--max_length=8"], ["--group_by_length=false"],
+                                   ["--scheduler=cosine", "--accumulation=2"], ["--dtype=bfloat16"]])  # fmt: skip
+def test_every_part_of_the_recipe_runs(flags: list[str], recipe: list[str]) -> None:
+    assert cli("train", *recipe, "--epochs=0.5", *flags, "--run", "x") == 0
+    assert 0 <= json.loads((RUNS / "x/results.json").read_text())["metrics"]["accuracy"] <= 1
+
+
+def figures(run: str) -> dict[str, float]:
+    metrics = json.loads((RUNS / run / "results.json").read_text())["metrics"]
+    return {name: value for name, value in metrics.items() if name != "texts_per_second"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_cut_short_goes_on_to_the_same_figures(how: signal.Signals, recipe: list[str]) -> None:
+    longer = [*recipe, "--epochs=6", "--learning_rate=1e-3"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", MODULE, "train", *longer, "--run", "cut"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not last_checkpoint(RUNS / "cut/checkpoints"):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(how)
+    _, log = process.communicate()
+    assert not (RUNS / "cut/results.json").exists()
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert "stopped: saved after step" in log
+        assert cli(*shlex.split(log.splitlines()[-1])[3:]) == 0
+    else:
+        assert process.returncode == -how
+        assert cli("train", *longer, "--run", "cut", "--resume", "true") == 0
+    assert cli("train", *longer, "--run", "whole") == 0
+    assert figures("cut") == figures("whole")
+    steps = [row["step"] for row in read_metrics(RUNS / "cut/metrics.jsonl")]
+    assert steps == sorted(steps)
+
+
+def test_another_recipe_or_a_finished_run_can_not_go_on(recipe: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("train", *recipe, "--epochs=0.2", "--run", "mine") == 0
+    saved = (RUNS / "mine/config.yaml").read_bytes()
+    for change, message in ((["--batch_size=8", "--seeds=[3]"], "another batch_size, seeds"), ([], "is finished")):
+        assert cli("train", *recipe, "--epochs=0.2", "--run", "mine", "--resume", "true", *change) == 2
+        assert message in capsys.readouterr().err
+    assert (RUNS / "mine/config.yaml").read_bytes() == saved
+
+
+def test_a_checkpoint_cut_short_is_passed_over(tmp_path: Path) -> None:
+    for step, content in ((10, '{"global_step": 10}'), (20, '{"global_'), (9, '{"global_step": 9}')):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}/trainer_state.json").write_text(content)
+    (tmp_path / "checkpoint-30").mkdir()
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert last_checkpoint(tmp_path / "nothing") is None
+
+
+def test_models_are_compared_and_one_that_can_not_be_had_is_a_row(
+    recipe: list[str], tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    models = json.dumps([str(tiny), "org/nowhere"])
+    assert cli("compare", *recipe, "--models_to_compare", models, "--run", "c") == 0
+    rows = json.loads((RUNS / "c/comparison.json").read_text())
+    assert [row["model"] for row in rows] == ["TF-IDF + logistic regression", str(tiny), "org/nowhere"]
+    for row in rows[:2]:
+        assert row["accuracy"] == 1
+        assert {"macro_f1", "macro_recall", "parameters", "MB", "minutes", "ms per text"} <= row.keys()
+    assert "could not be had from the hub" in rows[2]["why not"]
+    assert "TF-IDF" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "culprit"),
+    [
+        (["--batch_size", "0"], "batch_size must be"),
+        (["--lora_rank", "-1"], "lora_rank must be"),
+        (["--max_length", "7"], "max_length must be in [8, inf)"),
+        (["--max_length", "65"], "max_length must be in [8, 64]"),
+        (["--epochs", "0"], "epochs must be"),
+        (["--learning_rate", "-1"], "learning_rate must be"),
+        (["--layer_decay", "1.1"], "layer_decay must be"),
+        (["--dropout", "1"], "dropout must be"),
+        (["--scheduler", "square"], "square"),
+        (["--loss", "hinge"], "hinge"),
+        (["--seeds", "[]"], "seeds must name"),
+        (["--seeds", "[-1]"], "seeds must be"),
+        (["--resume", "true"], "resume needs the name"),
+        (["--model", "builtin:bert"], "There is no 'builtin:bert'"),
+        (["--data", "builtin:books"], "There is no 'builtin:books'"),
+        (["--learning_rate", "1e30"], "Training diverged"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    arguments: list[str], culprit: str, recipe: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli("train", *recipe, *arguments) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert culprit in errors[0]
+
+
+def test_the_yaml_holds_every_key_with_its_default() -> None:
+    import yaml
+
+    text = (ROOT / "bert_sentiment_analysis/config.yaml").read_text(encoding="utf-8")
+    assert yaml.safe_load(text) == vars(TrainConfig())
+    keys = [line for line in text.splitlines() if line and not line.startswith("#")]
+    before = dict(zip(text.splitlines()[1:], text.splitlines(), strict=False))
+    assert all(before[key].startswith("# ") for key in keys)
+
+
+def test_a_classifier_is_what_the_predictor_takes(tiny: Path) -> None:
+    classifier = new_classifier(str(tiny), NAMES, Encoding(32))
+    assert isinstance(classifier, Classifier)
+    assert SentimentPredictor(classifier, "cpu").predict(["x"])[0].probabilities.keys() == set(NAMES)
