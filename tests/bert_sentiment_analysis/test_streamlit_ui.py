@@ -111,7 +111,7 @@ def test_a_table_gets_labels_a_confusion_matrix_and_a_download(page: Any) -> Non
     page.get_by_text("Confusion matrix").wait_for()
     assert float(page.get_by_test_id("stMetricValue").first.inner_text()) > 0.6
     with page.expect_download() as download:
-        page.get_by_role("button", name="Download as csv").click()
+        page.get_by_role("button", name="Download as csv", exact=True).click()
     content = Path(download.value.path()).read_text(encoding="utf-8")
     assert content.startswith("text,label,confidence,p(negative),p(positive),note")
     assert content.count("empty text") == 5
