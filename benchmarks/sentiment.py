@@ -46,8 +46,10 @@ def measure(model: str, pairs: list[Pair], figure: str) -> tuple[float, str]:
     probabilities = softmax(predictor.logits([text for text, _ in pairs])[0] / predictor.card.temperature)
     figures = classification_figures(labels, probabilities)
     low, high = bootstrap_interval(labels, probabilities.argmax(1))
-    shown = f"{figure} {figures[figure]:.3f}; accuracy {figures['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
-    return figures[figure], f"{shown}, ECE {figures['ece']:.3f} on {len(pairs):,} texts"
+    shown = f"accuracy {figures['accuracy']:.3f} [{low:.3f}, {high:.3f}], ECE {figures['ece']:.3f}"
+    if figure != "accuracy":
+        shown = f"{figure} {figures[figure]:.3f}, {shown}"
+    return figures[figure], f"{shown}, {len(pairs):,} texts"
 
 
 def baseline(train: list[Pair], test: list[Pair], figure: str) -> str:

@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 import jsonargparse
 import yaml
 
-from shared.errors import InputError
+from shared.errors import InputError, MissingPackageError
 from shared.logs import setup_logging
 
 Command = Callable[[Any], Any]
@@ -36,6 +36,7 @@ def run_commands(
     module: str,
     argv: Sequence[str] | None = None,
     package_yaml: Path | None = None,
+    extra: str = "",
 ) -> NoReturn:
     """Run one of a module's commands from the command line, then exit.
 
@@ -46,6 +47,7 @@ def run_commands(
         module: The module as ``python -m`` takes it, for the help texts.
         argv: The arguments; those of the process by default.
         package_yaml: The package's own configuration, below ``--config`` and flags.
+        extra: The extra of ``llm-roadmap`` that brings the module's libraries, to name where one is missing.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -71,6 +73,11 @@ def run_commands(
     except OSError as error:  # before InputError: a HubError is both, and is a failure of the network
         text = error.args[0] if isinstance(error, InputError) else _one_line(error)
         _fail(text, getattr(error, "hint", ""), 1)
+    except ModuleNotFoundError as error:
+        if not extra or not error.name:
+            raise
+        missing = MissingPackageError(error.name.partition(".")[0], extra)
+        _fail(missing.args[0], missing.hint, 2)
     except InputError as error:
         _fail(error.args[0], error.hint, 2)
     except (MemoryError, RuntimeError) as error:  # PyTorch has no class of its own for memory of the processor

@@ -15,6 +15,7 @@ from shared.errors import HubError, InputError
 
 logger = logging.getLogger(__name__)
 
+FILE_KINDS = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".gz", ".safetensors")
 HUB_ID = re.compile(r"(?P<name>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>[\w./-]+))?")
 
 
@@ -60,13 +61,7 @@ def resolve(name: str, builtins: Collection[str] = ()) -> Source:
         source = Source("builtin", builtin)
     elif name and Path(path := os.path.expanduser(name)).exists():
         source = Source("path", str(Path(path)))
-    elif (match := HUB_ID.fullmatch(name)) and Path(name).suffix not in (
-        ".txt",
-        ".json",
-        ".jsonl",
-        ".csv",
-        ".safetensors",
-    ):
+    elif (match := HUB_ID.fullmatch(name)) and Path(name).suffix not in FILE_KINDS:
         source = Source("hub", match["name"], match["revision"])
     else:
         raise FileNotFoundError(f"No such file or folder: {name!r}.")

@@ -15,7 +15,7 @@ import streamlit as st
 from bert_sentiment_analysis.data.imdb_dataset import LABEL_COLUMNS, find_column, read_table
 from bert_sentiment_analysis.evaluation.metrics import classification_figures
 from bert_sentiment_analysis.evaluation.visualization import plot_confusion
-from bert_sentiment_analysis.inference.predictor import Explanation, SentimentPredictor, as_csv
+from bert_sentiment_analysis.inference.predictor import Explanation, Prediction, SentimentPredictor, as_csv
 from shared.errors import InputError
 
 MODELS = {
@@ -64,6 +64,9 @@ def one_text(model: SentimentPredictor, domain: str, threshold: float) -> None:
         st.warning("There is no text to analyze.")
         return
     [prediction] = model.predict([text], threshold=threshold)
+    if prediction.note == "empty text":
+        st.warning("Without its markup, this text is empty.")
+        return
     left, right = st.columns([1, 2])
     left.metric("Label", prediction.label or "not sure", f"{prediction.confidence:.0%} sure", delta_color="off")
     right.bar_chart(prediction.probabilities, horizontal=True, height=160, y_label="", x_label="probability")
@@ -73,6 +76,23 @@ def one_text(model: SentimentPredictor, domain: str, threshold: float) -> None:
         explanation = model.explain(text)
     st.markdown(f"What speaks **for** (blue) and against (red) *{html.escape(explanation.label)}*:")
     st.html(highlighted(explanation))
+    if explanation.note:
+        st.caption(f"Of this long text, {explanation.note}.")
+
+
+def labelled(model: SentimentPredictor, texts: list[str]) -> list[Prediction]:
+    """Label texts while a bar shows how far it is."""
+    bar = st.progress(0.0, "Reading …")
+    done = 0
+
+    def progress(count: int) -> None:
+        nonlocal done
+        done += count
+        bar.progress(done / len(texts), f"{done:,} of {len(texts):,} texts")
+
+    predictions = model.predict(texts, progress=progress)
+    bar.empty()
+    return predictions
 
 
 def many_texts(model: SentimentPredictor, threshold: float) -> None:
@@ -99,29 +119,28 @@ def many_texts(model: SentimentPredictor, threshold: float) -> None:
     if not 0 < len(texts) <= MOST_ROWS:
         st.error(f"The file has {len(texts):,} rows; 1 to {MOST_ROWS:,} are taken here.")
         return
-    bar = st.progress(0.0, "Reading …")
-    done = 0
-
-    def progress(count: int) -> None:
-        nonlocal done
-        done += count
-        bar.progress(min(done / len(texts), 1.0), f"{min(done, len(texts)):,} of {len(texts):,} texts")
-
-    predictions = model.predict(texts, threshold=threshold, progress=progress)
-    bar.empty()
+    read = (model.classifier.name, upload.file_id, column)
+    if st.session_state.get("read", (None,))[0] != read:  # not again for every touch of the page
+        st.session_state["read"] = read, labelled(model, texts)
+    predictions = [prediction.unless_below(threshold) for prediction in st.session_state["read"][1]]
     st.dataframe([
         {"text": p.text, "label": p.label, "confidence": round(p.confidence, 3), "note": p.note} for p in predictions
     ])  # fmt: skip
-    st.download_button("Download as csv", as_csv(predictions), "predictions.csv", "text/csv")
+    st.download_button("Download as csv", as_csv(predictions), "predictions.csv", "text/csv", on_click="ignore")
     names = model.card.label_names
     given = next((name for name in LABEL_COLUMNS if name in table.columns), None)
     if given is None:
         return
-    known = [i for i, label in enumerate(table[given]) if label in names]
+    right = [label.strip().lower() for label in table[given]]
+    lower = [name.lower() for name in names]
+    known = [i for i, label in enumerate(right) if label in lower]
     if not known:
         st.info(f"The column {given!r} has none of the labels {', '.join(names)}, so there is nothing to compare with.")
         return
-    labels = np.array([names.index(table[given][i]) for i in known])
+    if len(known) < len(texts):
+        st.info(f"{len(texts) - len(known):,} of {len(texts):,} rows have no label that the model knows; "
+                "the figures leave them out.")  # fmt: skip
+    labels = np.array([lower.index(right[i]) for i in known])
     probabilities = np.array([[predictions[i].probabilities[name] for name in names] for i in known])
     figures = classification_figures(labels, probabilities)
     for place, (title, name) in zip(

@@ -36,45 +36,23 @@ class Domain:
     verdicts: tuple[tuple[str, ...], tuple[str, ...]]
 
 
+def _words(list_: str) -> tuple[str, ...]:
+    return tuple(list_.split(", "))
+
+
 DOMAINS = {
     "movies": Domain(
         labels=("negative", "positive"),
         things=("this thriller", "the new comedy", "this drama", "the sequel", "this western", "the documentary"),
         aspects=("the plot", "the acting", "the dialogue", "the pacing", "the ending", "the camera work", "the score"),
-        good=(
-            "gripping",
-            "moving",
-            "clever",
-            "funny",
-            "charming",
-            "convincing",
-            "lively",
-            "warm",
-            "fresh",
-            "superb",
-            "delightful",
-            "brilliant",
-            "touching",
-            "witty",
-            "masterful",
-        ),  # fmt: skip
-        bad=(
-            "dull",
-            "clumsy",
-            "predictable",
-            "silly",
-            "flat",
-            "tedious",
-            "messy",
-            "cold",
-            "stale",
-            "terrible",
-            "boring",
-            "awful",
-            "lifeless",
-            "ridiculous",
-            "dreadful",
-        ),  # fmt: skip
+        good=_words(
+            "gripping, moving, clever, funny, charming, convincing, lively, warm, fresh, superb, delightful, "
+            "brilliant, touching, witty, masterful"
+        ),
+        bad=_words(
+            "dull, clumsy, predictable, silly, flat, tedious, messy, cold, stale, terrible, boring, awful, "
+            "lifeless, ridiculous, dreadful"
+        ),
         openers=("I saw {thing} last night.", "We watched {thing} at home.", "I had read about {thing} before.", ""),
         verdicts=(
             ("I would watch it again.", "Go and see it.", "It stays with you.", "I left with a smile."),
@@ -85,40 +63,14 @@ DOMAINS = {
         labels=("negative", "positive"),
         things=("this camera", "the headset", "this kettle", "the memory card", "this keyboard", "the vacuum cleaner"),
         aspects=("the battery", "the screen", "the build", "the manual", "the sound", "the delivery", "the price"),
-        good=(
-            "sturdy",
-            "reliable",
-            "handy",
-            "fast",
-            "crisp",
-            "comfortable",
-            "quiet",
-            "solid",
-            "fair",
-            "excellent",
-            "durable",
-            "outstanding",
-            "smooth",
-            "well made",
-            "flawless",
-        ),  # fmt: skip
-        bad=(
-            "flimsy",
-            "unreliable",
-            "useless",
-            "slow",
-            "blurry",
-            "uncomfortable",
-            "noisy",
-            "cheap",
-            "unfair",
-            "horrible",
-            "defective",
-            "disappointing",
-            "sloppy",
-            "badly made",
-            "worthless",
-        ),  # fmt: skip
+        good=_words(
+            "sturdy, reliable, handy, fast, crisp, comfortable, quiet, solid, fair, excellent, durable, "
+            "outstanding, smooth, well made, flawless"
+        ),
+        bad=_words(
+            "flimsy, unreliable, useless, slow, blurry, uncomfortable, noisy, cheap, unfair, horrible, "
+            "defective, disappointing, sloppy, badly made, worthless"
+        ),
         openers=("I bought {thing} in March.", "We use {thing} every day.", "I got {thing} as a gift.", ""),
         verdicts=(
             ("Worth every cent.", "I ordered a second one.", "I recommend it.", "It does what it should."),
@@ -129,40 +81,14 @@ DOMAINS = {
         labels=("negative", "neutral", "positive"),
         things=("the concert", "the new phone", "the match", "my flight", "the festival", "the update"),
         aspects=("the crowd", "the weather", "the service", "the line-up", "the queue", "the app", "the food"),
-        good=(
-            "great",
-            "amazing",
-            "fun",
-            "lovely",
-            "cool",
-            "exciting",
-            "awesome",
-            "sweet",
-            "perfect",
-            "happy",
-            "wonderful",
-            "fantastic",
-            "stunning",
-            "adorable",
-            "glorious",
-        ),  # fmt: skip
-        bad=(
-            "bad",
-            "annoying",
-            "sad",
-            "ugly",
-            "lame",
-            "stressful",
-            "painful",
-            "rude",
-            "broken",
-            "angry",
-            "pathetic",
-            "disgusting",
-            "miserable",
-            "shameful",
-            "hopeless",
-        ),  # fmt: skip
+        good=_words(
+            "great, amazing, fun, lovely, cool, exciting, awesome, sweet, perfect, happy, wonderful, "
+            "fantastic, stunning, adorable, glorious"
+        ),
+        bad=_words(
+            "bad, annoying, sad, ugly, lame, stressful, painful, rude, broken, angry, pathetic, disgusting, "
+            "miserable, shameful, hopeless"
+        ),
         openers=("@user about {thing}:", "{thing} today:", "so, {thing}.", ""),
         verdicts=(
             ("😍", "best day ever!", "can't wait for more 🎉", "thank you @user ❤️"),

@@ -10,11 +10,14 @@ r"""Labelled texts from anywhere: three embedded domains, files of your own, dat
 from __future__ import annotations
 
 import csv
+import gzip
+import json
 import logging
 import re
 import sys
+import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,13 +39,15 @@ MODULE = f"{PROJECT}.data.imdb_dataset"
 NOT_RECIPE = {"recipe": False}
 TEXT_COLUMNS = ("text", "sentence", "review", "content", "tweet", "reviewText", "verified_reviews")
 LABEL_COLUMNS = ("label", "sentiment", "feedback", "stars", "rating", "overall")
-# Data sets whose numbers have no names on the hub, or whose names say less than these.
+# Data sets whose numbers have no names in some copies.
 KNOWN_LABELS = {
-    "stanfordnlp/imdb": {"0": "negative", "1": "positive"},
-    "fancyzhx/amazon_polarity": {"0": "negative", "1": "positive"},
-    "cardiffnlp/tweet_eval": {"0": "negative", "1": "neutral", "2": "positive"},
-    "stanfordnlp/sst2": {"0": "negative", "1": "positive"},
+    ("stanfordnlp/imdb", ""): {"0": "negative", "1": "positive"},
+    ("fancyzhx/amazon_polarity", ""): {"0": "negative", "1": "positive"},
+    ("stanfordnlp/sst2", ""): {"0": "negative", "1": "positive"},
+    ("cardiffnlp/tweet_eval", "sentiment"): {"0": "negative", "1": "neutral", "2": "positive"},
 }
+SHORT_LABELS = {"neg": "negative", "neu": "neutral", "pos": "positive"}
+SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 WORST_FIRST = ("very negative", "negative", "neutral", "positive", "very positive")
 logger = logging.getLogger(MODULE)
 
@@ -78,8 +83,13 @@ class DataConfig:
         check_range("max_train", self.max_train, 0)
 
 
-def load_data(config: DataConfig, seed: int = 0, label_names: list[str] | None = None) -> DatasetDict:
-    """Load labelled texts as three splits without leaks.
+def load_data(
+    config: DataConfig,
+    seed: int = 0,
+    label_names: list[str] | None = None,
+    needed: Collection[str] = ("train", "validation", "test"),
+) -> DatasetDict:
+    """Load labelled texts as splits without leaks.
 
     Rows without a text or a label are left out and counted in the log, as are texts of train that also stand in
     validation or test. Missing splits are carved from train, with the shares of labels kept; test is never divided.
@@ -88,21 +98,43 @@ def load_data(config: DataConfig, seed: int = 0, label_names: list[str] | None =
         config: What to load.
         seed: Of the division.
         label_names: The labels to expect, in their order; by default those that are there, worst first.
+        needed: The splits that must be there in the end.
 
     Returns:
-        ``train``, ``validation`` and ``test``, each with the columns ``text`` (string) and ``label`` (ClassLabel).
+        ``train``, ``validation`` and ``test``, each with the columns ``text`` (string) and ``label`` (ClassLabel);
+        without train only what is there.
 
     Raises:
-        InputError: A column or label is unknown, the file is not UTF-8, or fewer than two labels are left.
+        InputError: A column, split or label is unknown, the file is not UTF-8, or train has fewer than two labels.
         OSError: The data can't be read or fetched.
     """
-    import pandas as pd
+    splits = read_splits(config, seed, label_names)
+    missing = [split for split in needed if split not in splits]
+    if missing:
+        raise InputError(f"{config.data} has no {' and no '.join(missing)} split, only {', '.join(splits)}.")
+    if "train" in splits:
+        splits["train"] = _without_leaks(splits)
+        labels = set(splits["train"]["label"])
+        if len(labels) < 2 and "train" in needed:
+            found = splits["train"].features["label"].int2str(sorted(labels))
+            raise InputError(
+                f"{config.data} has nothing to learn from in train: {len(splits['train'])} texts, "
+                f"{'only one label, ' + repr(found[0]) if found else 'no label'}."
+            )
+        if 0 < config.max_train < len(splits["train"]):
+            _, splits["train"] = _carve(splits["train"], config.max_train, seed, config.data)
+    return splits
+
+
+def read_splits(config: DataConfig, seed: int = 0, label_names: list[str] | None = None) -> DatasetDict:
+    """Load labelled texts as :func:`load_data` does, with the leaks still in train."""
     from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
     source = resolve(config.data, builtins=DOMAINS)
     frames = {split: _two_columns(frame, config, source) for split, frame in _read(source, config).items()}
-    if "train" not in frames:
-        frames = {"train": pd.concat(list(frames.values()), ignore_index=True)}
+    for split in [split for split, frame in frames.items() if frame.empty]:
+        logger.warning("%s: nothing is left of the %s split", source, split)
+        del frames[split]
     labels = {label for frame in frames.values() for label in frame["label"]}
     if label_names is None:
         label_names = sorted(labels, key=lambda name: (_rank(name), name))
@@ -113,19 +145,17 @@ def load_data(config: DataConfig, seed: int = 0, label_names: list[str] | None =
             hint=f"map them with --label_map to {', '.join(label_names)}",
         )
     if len(labels) < 2:
-        raise InputError(f"{source} has only one label, {', '.join(labels)!r}; there is nothing to tell apart.")
+        found = f"only one label, {', '.join(map(repr, labels))}" if labels else "no labelled text"
+        raise InputError(f"{source} has {found}; there is nothing to tell apart.")
     if len(labels) > 100:
         raise InputError(f"{source} has {len(labels)} different labels.", hint="another --label_column?")
     features = Features({"text": Value("string"), "label": ClassLabel(names=label_names)})
     splits = {split: Dataset.from_pandas(frame, features=features, preserve_index=False)
               for split, frame in frames.items()}  # fmt: skip
     for split, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
-        if split not in splits:
+        if split not in splits and "train" in splits:
             splits["train"], splits[split] = _carve(splits["train"], fraction, seed, source)
-    splits["train"] = _without_leaks(splits)
-    if 0 < config.max_train < len(splits["train"]):
-        _, splits["train"] = _carve(splits["train"], config.max_train, seed, source)
-    return DatasetDict({split: splits[split] for split in ("train", "validation", "test")})
+    return DatasetDict({split: splits[split] for split in ("train", "validation", "test") if split in splits})
 
 
 def _rank(label: str) -> int:
@@ -143,11 +173,14 @@ def _read(source: Source, config: DataConfig) -> dict[str, pd.DataFrame]:
         return _from_hub(source, config)
     path = Path(source.name)
     if path.is_dir():
-        files = {split: sorted(path.glob(f"{split}.*")) for split in ("train", "validation", "test")}
-        found = {split: read_table(names[0], header=config.header) for split, names in files.items() if names}
-        if not found:
+        files = {split: sorted(file for name in names for file in path.glob(f"{name}.*"))
+                 for split, names in SPLIT_NAMES.items()}  # fmt: skip
+        for split, found in files.items():
+            if len(found) > 1:
+                raise InputError(f"{path} has several {split} files: {', '.join(file.name for file in found)}.")
+        if not any(files.values()):
             raise InputError(f"The folder {path} has no train, validation or test file.", hint="such as train.csv")
-        return found
+        return {split: read_table(found[0], header=config.header) for split, found in files.items() if found}
     return {"train": read_table(path, header=config.header)}
 
 
@@ -167,8 +200,11 @@ def read_table(path: Path, *, header: bool = True) -> pd.DataFrame:
     kind = next((suffix for suffix in path.suffixes if suffix in (".csv", ".tsv", ".jsonl")), "")
     try:
         if kind == ".jsonl":
-            frame = pd.read_json(path, lines=True, dtype=False, encoding="utf-8-sig")
-            return frame.map(lambda cell: "" if cell is None or cell != cell else str(cell))
+            with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
+                rows = [json.loads(line) for line in file if line.strip()]
+            if not all(isinstance(row, dict) for row in rows):
+                raise ValueError('each line must be an object, such as {"text": …, "label": …}')
+            return _as_strings(pd.DataFrame(rows, dtype=object))
         if kind in (".csv", ".tsv"):
             return pd.read_csv(
                 path,
@@ -181,9 +217,14 @@ def read_table(path: Path, *, header: bool = True) -> pd.DataFrame:
             ).rename(columns=str)
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text: {error}.", hint="convert it, e.g. with iconv") from None
-    except (ValueError, pd.errors.ParserError) as error:
+    except (ValueError, pd.errors.ParserError, EOFError, zlib.error, RecursionError) as error:
         raise InputError(f"{path} can't be read as {kind[1:]}: {' '.join(str(error).split())[:200]}.") from None
     raise InputError(f"{path} must be a .csv, .tsv or .jsonl file, or one of them as .gz.")
+
+
+def _as_strings(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a table with every cell as a string, empty where there is none."""
+    return frame.map(lambda cell: "" if cell is None or isinstance(cell, float) and cell != cell else str(cell))
 
 
 def _from_hub(source: Source, config: DataConfig) -> dict[str, pd.DataFrame]:
@@ -193,12 +234,19 @@ def _from_hub(source: Source, config: DataConfig) -> dict[str, pd.DataFrame]:
         splits = load_dataset(source.name, config.subset or None, revision=source.revision)
     frames = {}
     for split, rows in splits.items():
-        frame = rows.to_pandas()
-        for name, feature in rows.features.items():
-            if isinstance(feature, ClassLabel) and source.name not in KNOWN_LABELS:
-                frame[name] = [feature.int2str(int(i)) if i >= 0 else "" for i in frame[name]]
-        frames[split] = frame.map(lambda cell: "" if cell is None or cell != cell else str(cell))
-    return {split: frames[split] for split in ("train", "validation", "test") if split in frames} or frames
+        chosen = [find_column(rows.column_names, wanted, getattr(config, f"{wanted}_column"), source)
+                  for wanted in ("text", "label")]  # fmt: skip
+        frame = rows.select_columns(chosen).to_pandas()
+        feature = rows.features[chosen[1]]
+        if isinstance(feature, ClassLabel):
+            frame[chosen[1]] = [feature.int2str(int(i)) if i >= 0 else "" for i in frame[chosen[1]]]
+        frames[split] = _as_strings(frame)
+    usual = {split: frames[name] for split, names in SPLIT_NAMES.items() for name in names if name in frames}
+    if usual:
+        return usual
+    if len(frames) > 1:
+        raise InputError(f"{source} has no split called train, validation or test, but {', '.join(frames)}.")
+    return dict(zip(["train"], frames.values(), strict=True))
 
 
 def _two_columns(frame: pd.DataFrame, config: DataConfig, source: Source) -> pd.DataFrame:
@@ -206,8 +254,9 @@ def _two_columns(frame: pd.DataFrame, config: DataConfig, source: Source) -> pd.
     names = {wanted: find_column(frame.columns, wanted, getattr(config, f"{wanted}_column"), source)
              for wanted in ("text", "label")}  # fmt: skip
     table = frame[[names["text"], names["label"]]].set_axis(["text", "label"], axis=1)
-    empty = ~table["text"].str.contains(r"\w|[^\s\x00-\x7f]", regex=True)
-    label_map = config.label_map or KNOWN_LABELS.get(source.name, {})
+    table["label"] = table["label"].str.strip()
+    empty = ~table["text"].map(clean).astype(bool)
+    label_map = config.label_map or _known_labels(source, config.subset, set(table["label"]) - {""})
     if label_map:
         missing = sorted(set(label_map) - set(table["label"]))
         if len(missing) == len(label_map):
@@ -216,11 +265,20 @@ def _two_columns(frame: pd.DataFrame, config: DataConfig, source: Source) -> pd.
                 f"None of the values of label_map stands in {names['label']!r}. It has {', '.join(values)}."
             )
         table["label"] = table["label"].map(label_map).fillna("")
-    unlabelled = table["label"].str.strip() == ""
+    unlabelled = table["label"] == ""
     for rows, why in ((empty, "without a text"), (unlabelled & ~empty, "without a label of ours")):
         if rows.any():
             logger.warning("%s: %d of %d rows left out, %s", source, rows.sum(), len(table), why)
     return table[~empty & ~unlabelled].reset_index(drop=True)
+
+
+def _known_labels(source: Source, subset: str, labels: set[str]) -> dict[str, str]:
+    """Return full names for the labels of a data set that has only short ones, or numbers we know."""
+    known = KNOWN_LABELS.get((source.name, subset), {})
+    for names in (known, SHORT_LABELS):
+        if labels and labels <= names.keys():
+            return {short: name for short, name in names.items() if short in labels}
+    return {}
 
 
 def find_column(columns: Iterable[str], wanted: Literal["text", "label"], chosen: str, source: object) -> str:
@@ -229,7 +287,7 @@ def find_column(columns: Iterable[str], wanted: Literal["text", "label"], chosen
     Raises:
         InputError: There is none; the message names those there are.
     """
-    columns = list(columns)
+    columns = list(map(str, columns))
     usual = TEXT_COLUMNS if wanted == "text" else LABEL_COLUMNS
     found = [name for name in ([chosen] if chosen else usual) if name in columns]
     if not found:
@@ -238,7 +296,7 @@ def find_column(columns: Iterable[str], wanted: Literal["text", "label"], chosen
     return found[0]
 
 
-def _carve(rows: Any, size: float, seed: int, source: Source) -> tuple[Any, Any]:
+def _carve(rows: Any, size: float, seed: int, source: object) -> tuple[Any, Any]:
     """Cut a part (below 1) or a number of rows off, with the shares of labels kept."""
     try:
         parts = rows.train_test_split(test_size=size, seed=seed, stratify_by_column="label")
@@ -274,7 +332,8 @@ def find_leaks(splits: DatasetDict | dict[str, Any]) -> dict[str, int]:
 
 def _without_leaks(splits: dict[str, Any]) -> Any:
     """Return train without the texts that also stand in validation or test."""
-    kept_back = {normalized(text) for split in ("validation", "test") for text in splits[split]["text"]}
+    others = [rows for split, rows in splits.items() if split != "train"]
+    kept_back = {normalized(text) for rows in others for text in rows["text"]}
     keep = [i for i, text in enumerate(splits["train"]["text"]) if normalized(text) not in kept_back]
     leaks = len(splits["train"]) - len(keep)
     if leaks:
@@ -294,9 +353,9 @@ class ReportConfig(DataConfig):
 
 def report(config: ReportConfig) -> None:
     """Report on a data set; see :class:`ReportConfig`."""
-    splits = load_data(config, config.seed)
+    splits = read_splits(config, config.seed)
     run = Run(PROJECT, MODULE, "report", config, name=config.run)
-    names = splits["train"].features["label"].names
+    names = next(iter(splits.values())).features["label"].names
     counts = {split: Counter(names[i] for i in rows["label"]) for split, rows in splits.items()}
     lengths = {split: sorted(len(text.split()) for text in rows["text"]) for split, rows in splits.items()}
     lines = [f"{'':12}" + "".join(f"{name:>12}" for name in (*names, "texts", "words", "longest"))]
@@ -309,6 +368,8 @@ def report(config: ReportConfig) -> None:
         lines.append(f"{split:12}" + "".join(f"{figure:>12,}" for figure in figures))
     leaks = find_leaks(splits)
     lines += ["", *(f"{name}: {count:,}" for name, count in leaks.items())]
+    if leaks.get("validation in train") or leaks.get("test in train"):
+        lines.append("training leaves them out of train")
     sys.stdout.write("\n".join(lines) + "\n")
     plot_labels(counts, names, run.folder / "labels.png", config.data)
     metrics = {f"{split}_texts": len(rows) for split, rows in splits.items()}
@@ -333,4 +394,4 @@ def plot_labels(counts: dict[str, Counter[str]], names: list[str], path: Path, t
 
 
 if __name__ == "__main__":
-    run_commands({"report": report}, module=MODULE)
+    run_commands({"report": report}, module=MODULE, extra="sentiment")

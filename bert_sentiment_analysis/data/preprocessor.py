@@ -22,8 +22,9 @@ LongTexts = Literal["head_tail", "windows"]
 logger = logging.getLogger(__name__)
 
 TAG = re.compile(r"</?[a-zA-Z][^<>]{0,200}>")
-LINK = re.compile(r"(?:https?://|www\.)\S+", re.I)
-USER = re.compile(r"(?<![\w@./])@\w+")
+# Of ASCII alone: Chinese goes on right behind a link or a name.
+LINK = re.compile(r"(?:https?://|www\.)[!-~]+", re.I)
+USER = re.compile(r"(?<![A-Za-z0-9_@./])@[A-Za-z0-9_]+")
 ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b\ufeff]")
 
@@ -128,8 +129,9 @@ def describe_long_texts(lengths: Sequence[int], encoding: Encoding) -> str:
     if encoding.long_texts == "windows":
         return f"{share}: read whole, in windows that share {encoding.overlap} tokens"
     left_out = sum(length - encoding.max_length for length in long) / sum(lengths)
-    tail = encoding.max_length - encoding.head
-    return f"{share}: read at both ends ({encoding.head} and {tail} tokens); {left_out:.0%} of all tokens are left out"
+    head = min(encoding.head, encoding.max_length)
+    tail = encoding.max_length - head
+    return f"{share}: read at both ends ({head} and {tail} tokens); {left_out:.0%} of all tokens are left out"
 
 
 def tokenize_split(rows: Dataset, tokenizer: Any, encoding: Encoding, cache: Path | None = None) -> Dataset:
@@ -142,27 +144,38 @@ def tokenize_split(rows: Dataset, tokenizer: Any, encoding: Encoding, cache: Pat
         cache: Folder to keep the result in; None keeps nothing.
 
     Returns:
-        Columns ``input_ids``, ``labels`` and ``length``, a row a piece; each window of a text has the text's label.
+        Columns ``input_ids``, ``labels``, ``length`` and ``owner``, the number of the text in ``rows``; a row a piece.
+        Each window of a text has the text's label.
     """
 
-    def convert(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    def convert(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
         encoded = encode(batch["text"], tokenizer, encoding)
         return {
             "input_ids": encoded.input_ids,
             "labels": [batch["label"][owner] for owner in encoded.owners],
             "length": [len(piece) for piece in encoded.input_ids],
+            "owner": [numbers[owner] for owner in encoded.owners],
             "whole_length": [encoded.lengths[owner] for owner in encoded.owners],
         }
 
     name = None
     if cache:
-        key = hashlib.sha256(f"{encoding} {tokenizer.backend_tokenizer.to_str()}".encode())
+        key = hashlib.sha256(Path(__file__).read_bytes())  # another cleaning, other tokens
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        vocabulary = backend.to_str() if backend else f"{type(tokenizer)} {sorted(tokenizer.get_vocab().items())}"
+        key.update(f"{encoding} {vocabulary}".encode("utf-8", "surrogatepass"))
         for text, label in zip(rows["text"], rows["label"], strict=True):
             key.update(f"{len(text)} {text} {label}".encode("utf-8", "surrogatepass"))
         cache.mkdir(parents=True, exist_ok=True)
         name = str(cache / f"{key.hexdigest()[:24]}.arrow")
-    tokenized = rows.map(convert, batched=True, remove_columns=rows.column_names, cache_file_name=name,
-                         desc="tokenize")  # fmt: skip
+    tokenized = rows.map(
+        convert,
+        batched=True,
+        with_indices=True,
+        remove_columns=rows.column_names,
+        cache_file_name=name,
+        desc="tokenize",
+    )
     note = describe_long_texts(tokenized["whole_length"], encoding)
     if note:
         logger.info("%s", note)

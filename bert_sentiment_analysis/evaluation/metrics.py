@@ -131,7 +131,7 @@ def fit_temperature(logits: Floats, labels: Integers) -> float:
     """Find the number that logits must be divided by to make the right labels likeliest (Guo et al., 2017).
 
     It changes no prediction, only how sure the model says it is. Minimizes the mean −log softmax(logits / T), a convex
-    function of 1 / T, between T = 0.05 and T = 20.
+    function of 1 / T, between T = 0.05 and T = 20. Without a single error there is nothing to learn from, and T is 1.
 
     Args:
         logits: (N, K) on texts the model has not learned from.
@@ -143,6 +143,8 @@ def fit_temperature(logits: Floats, labels: Integers) -> float:
     def loss(inverse: float) -> float:
         return float(-log_softmax(logits * inverse, axis=1)[np.arange(len(labels)), labels].mean())
 
+    if (logits.argmax(1) == labels).all():
+        return 1.0
     return float(1 / minimize_scalar(loss, bounds=(1 / 20, 20), method="bounded").x)
 
 
@@ -167,7 +169,8 @@ def bootstrap_interval(
     """
     rng = np.random.default_rng(seed)
     figure = figure or (lambda a, b: (a == b).mean())
-    draws = [figure(labels[rows], predicted[rows]) for rows in rng.integers(len(labels), size=(repeats, len(labels)))]
+    samples = (rng.integers(len(labels), size=len(labels)) for _ in range(repeats))
+    draws = [figure(labels[rows], predicted[rows]) for rows in samples]
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -223,14 +226,19 @@ def measure(model: str, config: MeasureConfig) -> tuple[SentimentPredictor, Inte
 
     set_threads(config.threads)
     predictor = SentimentPredictor(model, config.device)
-    rows = load_data(config, config.seed, predictor.card.label_names)[config.split]
+    rows = load_data(config, config.seed, predictor.card.label_names, needed=[config.split])[config.split]
+    return predictor, np.array(rows["label"]), score(predictor, rows["text"], config.batch_size, f"measure {model}")
+
+
+def score(predictor: SentimentPredictor, texts: Sequence[str], batch_size: int, what: str) -> Floats:
+    """Return a predictor's logits (N, K) of texts, with a progress bar, and a word on the long ones."""
     with progress_bar() as bar:
-        task = bar.add_task(f"measure {model}", total=len(rows), figures="")
-        logits, lengths = predictor.logits(rows["text"], config.batch_size, lambda done: bar.advance(task, done))
+        task = bar.add_task(what, total=len(texts), figures="")
+        logits, lengths = predictor.logits(texts, batch_size, lambda done: bar.advance(task, done))
     note = describe_long_texts(lengths, predictor.card.encoding)
     if note:
-        logger.info("%s", note)
-    return predictor, np.array(rows["label"]), logits
+        logger.info("%s: %s", what, note)
+    return logits
 
 
 @dataclass
@@ -312,10 +320,12 @@ def cross_domain(config: CrossDomainConfig) -> None:
     poles = ("negative", "positive")
     texts: dict[str, list[tuple[str, str]]] = {}
     for domain in config.domains:
-        rows = load_data(replace(config, data=domain), config.seed)[config.split]
+        rows = load_data(replace(config, data=domain), config.seed, needed=[config.split])[config.split]
         names = rows.features["label"].names
         pairs = [(text, names[label]) for text, label in zip(rows["text"], rows["label"], strict=True)]
         texts[domain] = [(text, label) for text, label in pairs if label in poles]
+        if not texts[domain]:
+            raise InputError(f"No text of {domain} is labelled negative or positive.", hint="--label_map")
     run = Run(PROJECT, MODULE, "cross_domain", config, name=config.run)
     matrix = np.zeros((len(config.models), len(config.domains)))
     with progress_bar() as bar:
@@ -342,4 +352,5 @@ def cross_domain(config: CrossDomainConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_commands({"evaluate": evaluate, "cross_domain": cross_domain, "significance": significance}, module=MODULE)
+    run_commands({"evaluate": evaluate, "cross_domain": cross_domain, "significance": significance}, module=MODULE,
+                 extra="sentiment")  # fmt: skip

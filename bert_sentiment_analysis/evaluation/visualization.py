@@ -121,13 +121,10 @@ def plot_attributions(
                 x += len(word) + 1
 
 
-def plot_evaluation(
-    labels: Integers, probabilities: Floats, names: Sequence[str], folder: Path, *, ece: float
-) -> list[Path]:
+def plot_evaluation(labels: Integers, probabilities: Floats, names: Sequence[str], folder: Path, *, ece: float) -> None:
     """Draw confusion matrix, report, reliability and ROC curve into a folder."""
     predicted = probabilities.argmax(1)
     plot_confusion(labels, predicted, names, folder / "confusion_matrix.png")
     plot_report(labels, predicted, names, folder / "classification_report.png")
     plot_reliability(labels, probabilities, folder / "reliability.png", ece=ece)
     plot_roc(labels, probabilities, names, folder / "roc.png")
-    return sorted(folder.glob("*.png"))

@@ -13,9 +13,12 @@ import json
 import logging
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,12 +33,13 @@ from bert_sentiment_analysis.models.bert_classifier import Classifier, load_clas
 from shared.config import check_range, run_commands
 from shared.errors import InputError
 from shared.logs import progress_bar
-from shared.results import Run, write_atomic
+from shared.results import Run
 from shared.runtime import pick_device, pick_dtype, set_threads
 
 PROJECT = "bert_sentiment_analysis"
 MODULE = f"{PROJECT}.inference.predictor"
 NOT_RECIPE = {"recipe": False}
+AT_ONCE = 2_000  # texts that are tokenized and sorted together
 logger = logging.getLogger(MODULE)
 
 
@@ -57,6 +61,13 @@ class Prediction:
     probabilities: dict[str, float]
     note: str = ""
 
+    def unless_below(self, threshold: float) -> Prediction:
+        """Return this prediction, without its label if that is less probable than the threshold."""
+        if self.label is None or self.confidence >= threshold:
+            return self
+        unsure = f"not sure enough: {self.label} {self.confidence:.0%}"
+        return replace(self, label=None, note="; ".join(filter(None, [unsure, self.note])))
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -67,12 +78,14 @@ class Explanation:
         words: The text's words, as the tokenizer joins its pieces.
         scores: How much each moved the label's logit, against a text of blanks; they sum to ``total``.
         total: The label's logit less that of the blank text.
+        note: That only a part of a long text was explained; empty otherwise.
     """
 
     label: str
     words: list[str]
     scores: list[float]
     total: float
+    note: str = ""
 
 
 class SentimentPredictor:
@@ -106,22 +119,28 @@ class SentimentPredictor:
         Args:
             texts: Raw.
             batch_size: Pieces at a time.
-            progress: Called with the number of pieces done, of as many as there are.
+            progress: Called with the number of texts done since the last call.
 
         Returns:
             (N, number of labels), and the tokens of each whole text.
         """
-        encoded = encode(texts, self.tokenizer, self.card.encoding)
-        order = sorted(range(len(encoded.input_ids)), key=lambda i: len(encoded.input_ids[i]))
-        sums = np.zeros((len(texts), len(self.card.label_names)), dtype=np.float32)
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = self.tokenizer.pad({"input_ids": [encoded.input_ids[i] for i in chosen]}, return_tensors="pt")
-            batch.pop("token_type_ids", None)  # one segment is what every encoder assumes
-            logits = self.model(**batch.to(self.device)).logits.float().cpu().numpy()
-            np.add.at(sums, [encoded.owners[i] for i in chosen], logits)
-            progress(len(chosen))
-        return sums / np.bincount(encoded.owners, minlength=len(texts))[:, None].clip(min=1), encoded.lengths
+        means, lengths = [np.zeros((0, len(self.card.label_names)), dtype=np.float32)], []
+        for first in range(0, len(texts), AT_ONCE):
+            encoded = encode(texts[first : first + AT_ONCE], self.tokenizer, self.card.encoding)
+            pieces = np.bincount(encoded.owners)
+            sums, left = np.zeros((len(pieces), len(self.card.label_names)), dtype=np.float32), pieces.copy()
+            order = sorted(range(len(encoded.input_ids)), key=lambda i: len(encoded.input_ids[i]))
+            for start in range(0, len(order), batch_size):
+                chosen = order[start : start + batch_size]
+                owners = [encoded.owners[i] for i in chosen]
+                batch = self.tokenizer.pad({"input_ids": [encoded.input_ids[i] for i in chosen]}, return_tensors="pt")
+                batch.pop("token_type_ids", None)  # one segment is what every encoder assumes
+                np.add.at(sums, owners, self.model(**batch.to(self.device)).logits.float().cpu().numpy())
+                np.subtract.at(left, owners, 1)
+                progress(int((left[list(set(owners))] == 0).sum()))
+            means.append(sums / pieces[:, None])
+            lengths += encoded.lengths
+        return np.concatenate(means), lengths
 
     def predict(
         self, texts: Sequence[str], batch_size: int = 32, threshold: float = 0.0,
@@ -135,8 +154,6 @@ class SentimentPredictor:
             threshold: Abstain below this probability.
             progress: Called with the number of texts done since the last call.
         """
-        if not texts:
-            return []
         logits, lengths = self.logits(texts, batch_size, progress)
         probabilities = softmax(logits / self.card.temperature)
         return [
@@ -145,18 +162,20 @@ class SentimentPredictor:
         ]
 
     def _prediction(self, text: str, row: NDArray[np.float32], length: int, threshold: float) -> Prediction:
-        names, encoding = self.card.label_names, self.card.encoding
-        best = int(row.argmax())
-        note = ""
-        if length > encoding.max_length and encoding.long_texts == "head_tail":
-            note = f"only both ends were read, {encoding.max_length} of {length} tokens"
-        label: str | None = names[best]
-        if not clean(text):
-            label, note = None, "empty text"
-        elif row[best] < threshold:
-            label, note = None, f"not sure enough: {names[best]} {row[best]:.0%}"
+        names = self.card.label_names
         shares = {name: float(p) for name, p in zip(names, row, strict=True)}
-        return Prediction(text, label, float(row[best]), shares, note)
+        best = int(row.argmax())
+        if not clean(text):
+            return Prediction(text, None, float(row[best]), shares, "empty text")
+        read = Prediction(text, names[best], float(row[best]), shares, self.what_was_read(length))
+        return read.unless_below(threshold)
+
+    def what_was_read(self, length: int) -> str:
+        """Say that of a text of so many tokens only both ends are read; empty if it is read whole."""
+        encoding = self.card.encoding
+        if length <= encoding.max_length or encoding.long_texts == "windows":
+            return ""
+        return f"only both ends were read, {encoding.max_length} of {length} tokens"
 
     def explain(self, text: str, label: str | None = None, steps: int = 64) -> Explanation:
         """Share a logit out among the words: integrated gradients (Sundararajan et al., 2017, arXiv:1703.01365).
@@ -179,10 +198,13 @@ class SentimentPredictor:
         names, tokenizer = self.card.label_names, self.tokenizer
         if label is not None and label not in names:
             raise InputError(f"label must be one of {', '.join(names)}. Got {label!r}.")
+        if not tokenizer.is_fast:
+            raise InputError(f"The tokenizer of {self.classifier.name} does not say where its tokens stand in a text.")
         row = tokenizer(text, return_offsets_mapping=True, verbose=False)
         before, after = special_tokens(tokenizer)
         extra = before + after
-        inside = cut(len(row["input_ids"]) - extra, self.card.encoding.max_length - extra, self.card.encoding)[0]
+        windows = cut(len(row["input_ids"]) - extra, self.card.encoding.max_length - extra, self.card.encoding)
+        inside = windows[0]
         places = [
             *range(before),
             *(before + i for i in inside),
@@ -199,14 +221,17 @@ class SentimentPredictor:
         target = names.index(label) if label is not None else int(ends[1].argmax())
         gradients = torch.zeros_like(there)
         for alphas in ((torch.arange(steps, device=self.device) + 0.5) / steps).split(16):
-            points = (blank + alphas[:, None, None] * (there - blank)).detach().requires_grad_()
+            points = (blank + alphas[:, None, None].to(there.dtype) * (there - blank)).detach().requires_grad_()
             [slope] = torch.autograd.grad(self._logits_of(points)[:, target].sum(), points)
             gradients += slope.sum(0)
         scores = ((there - blank) * gradients / steps).sum(-1)[0].float().cpu()
         words, sums = _join(
             [row["offset_mapping"][before + i] for i in inside], scores[~special[0].cpu()].tolist(), text
         )
-        return Explanation(names[target], words, sums, float(ends[1, target] - ends[0, target]))
+        note = self.what_was_read(len(row["input_ids"]))
+        if len(windows) > 1:
+            note = f"this is the first of {len(windows)} windows"
+        return Explanation(names[target], words, sums, float(ends[1, target] - ends[0, target]), note)
 
     def _logits_of(self, embeddings: Tensor) -> Tensor:
         """Score embeddings (B, T, C): → (B, number of labels)."""
@@ -242,7 +267,7 @@ class PredictorConfig:
     """builtin:movies, builtin:products, builtin:tweets, a run's folder, or a classifier of the hub."""
     device: str = field(default="auto", metadata=NOT_RECIPE)
     """auto, cpu, cuda or mps."""
-    dtype: str = field(default="auto", metadata=NOT_RECIPE)
+    dtype: Literal["auto", "float32", "bfloat16"] = field(default="auto", metadata=NOT_RECIPE)
     """auto, float32 or bfloat16."""
     threads: int = field(default=0, metadata=NOT_RECIPE)
     """CPU threads; 0 leaves it to PyTorch."""
@@ -252,8 +277,6 @@ class PredictorConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         check_range("threads", self.threads, 0)
-        if self.dtype not in ("auto", "float32", "bfloat16"):
-            raise InputError(f"dtype must be auto, float32 or bfloat16. Got {self.dtype!r}.")
 
 
 @dataclass
@@ -265,7 +288,7 @@ class PredictConfig(PredictorConfig):
     text_column: str = ""
     """Column with the texts; found by its name where it is a usual one."""
     output: str = "-"
-    """Where the predictions go: a jsonl or csv file; - is stdout, as jsonl."""
+    """Where the predictions go: a jsonl or csv file, called .part until it is whole; - is stdout, as jsonl."""
     threshold: float = 0.0
     """Give no label below this probability, in [0, 1]."""
     batch_size: int = 32
@@ -286,29 +309,41 @@ def predict(config: PredictConfig) -> None:
     texts = read_texts(config.input, config.text_column)
     predictor = SentimentPredictor(config.model, config.device, config.dtype)
     run = Run(PROJECT, MODULE, "predict", config, name=config.run)
-    with progress_bar(disable=len(texts) < 100) as bar:
+    target = Path(config.output)
+    part = target.with_name(f"{target.name}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    counts: Counter[str | None] = Counter()
+    with (
+        nullcontext(sys.stdout) if config.output == "-" else part.open("w", encoding="utf-8", newline="") as file,
+        progress_bar(disable=len(texts) < 100) as bar,
+    ):
         task = bar.add_task("predict", total=len(texts), figures="")
-        predictions = predictor.predict(
-            texts, config.batch_size, config.threshold, lambda done: bar.advance(task, done)
-        )
-    rows = [asdict(prediction) for prediction in predictions]
-    if config.output.endswith(".csv"):
-        write_atomic(Path(config.output), as_csv(predictions))
-    else:
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        sys.stdout.write(lines) if config.output == "-" else write_atomic(Path(config.output), lines)
-    labels = {name: sum(p.label == name for p in predictions) for name in (*predictor.card.label_names, None)}
-    metrics = {"texts": len(texts), **{f"labelled {name}" if name else "abstained": n for name, n in labels.items()}}
+        for first in range(0, len(texts), AT_ONCE):  # what is done is written, whatever happens later
+            chosen = texts[first : first + AT_ONCE]
+            predictions = predictor.predict(
+                chosen, config.batch_size, config.threshold, lambda done: bar.advance(task, done)
+            )
+            if target.suffix == ".csv":
+                file.write(as_csv(predictions, header=first == 0))
+            else:
+                file.writelines(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in predictions)
+            file.flush()
+            counts.update(p.label for p in predictions)
+    if config.output != "-":
+        part.replace(target)
+    labels = {f"labelled {name}": counts[name] for name in predictor.card.label_names}
+    metrics = {"texts": len(texts), **labels, "abstained": counts[None]}
     run.finish(model=predictor.classifier.name, data=config.input, seed=0, metrics=metrics)
     logger.info(", ".join(f"{name} {count:,}" for name, count in metrics.items()))
 
 
-def as_csv(predictions: Sequence[Prediction]) -> str:
+def as_csv(predictions: Sequence[Prediction], *, header: bool = True) -> str:
     """Write predictions as a table: text, label, confidence, a column of probabilities a label, note."""
     file = io.StringIO()
     names = list(predictions[0].probabilities) if predictions else []
     writer = csv.writer(file)
-    writer.writerow(["text", "label", "confidence", *(f"p({name})" for name in names), "note"])
+    if header:
+        writer.writerow(["text", "label", "confidence", *(f"p({name})" for name in names), "note"])
     for p in predictions:
         shares = [f"{p.probabilities[name]:.4f}" for name in names]
         writer.writerow([p.text, p.label or "", f"{p.confidence:.4f}", *shares, p.note])
@@ -322,18 +357,19 @@ def read_texts(place: str, text_column: str = "") -> list[str]:
         InputError: There is no such column, the file is not UTF-8, or it holds no text.
         OSError: It can't be read.
     """
-    if place == "-":
-        if sys.stdin.isatty():
-            logger.info("reading texts from the terminal, one a line; Ctrl-D ends")
-        texts = sys.stdin.read().splitlines()
-    elif Path(place).name.removesuffix(".gz").endswith((".csv", ".tsv", ".jsonl")):
+    if Path(place).name.removesuffix(".gz").endswith((".csv", ".tsv", ".jsonl")):
         frame = read_table(Path(place))
         texts = list(frame[find_column(frame.columns, "text", text_column, place)])
     else:
+        if place == "-" and sys.stdin.isatty():
+            logger.info("reading texts from the terminal, one a line; Ctrl-D ends")
+        raw = sys.stdin.buffer.read() if place == "-" else Path(place).read_bytes()
         try:
-            texts = Path(place).read_text(encoding="utf-8-sig").splitlines()
+            # Not splitlines, which also divides at characters that may stand inside a text.
+            texts = raw.decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n")
         except UnicodeDecodeError as error:
-            raise InputError(f"{place} is not UTF-8 text: {error}.", hint="convert it, e.g. with iconv") from None
+            name = "stdin" if place == "-" else place
+            raise InputError(f"{name} is not UTF-8 text: {error}.", hint="convert it, e.g. with iconv") from None
     if not any(text.strip() for text in texts):
         raise InputError(f"There are no texts in {'stdin' if place == '-' else place}.")
     return texts
@@ -363,6 +399,8 @@ def explain(config: ExplainConfig) -> None:
     explanation = predictor.explain(config.text, config.label or None, config.steps)
     [prediction] = predictor.predict([config.text])
     run = Run(PROJECT, MODULE, "explain", config, name=config.run)
+    if explanation.note:
+        logger.info("%s", explanation.note)
     for word, score in zip(explanation.words, explanation.scores, strict=True):
         sys.stdout.write(f"{score:+8.3f}  {word}\n")
     title = f"what speaks for “{explanation.label}” ({prediction.probabilities[explanation.label]:.0%})"
@@ -374,4 +412,4 @@ def explain(config: ExplainConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_commands({"predict": predict, "explain": explain}, module=MODULE)
+    run_commands({"predict": predict, "explain": explain}, module=MODULE, extra="sentiment")

@@ -1,7 +1,7 @@
 """Any encoder as a classifier: loaded by one string, tuned whole or through LoRA, saved with its labels.
 
 LoRA (Hu et al., 2021, arXiv:2106.09685) freezes the encoder's matrices and learns a product of two thin ones beside
-each: W x + (α / r) B A x. A tenth of the memory for the optimizer, and files of one or two megabytes.
+each: W x + (α / r) B A x. A tenth of the memory for the optimizer, and files of a few megabytes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from bert_sentiment_analysis.data.preprocessor import Encoding
@@ -77,6 +78,8 @@ class Classifier:
 
 def _location(source: Source) -> str:
     """Return what ``from_pretrained`` takes."""
+    if source.origin == "path" and (model := Path(source.name) / "model").is_dir():
+        return str(model)  # a run's folder
     if source.origin != "builtin":
         return source.name
     if source.name in BUILTIN_ADAPTERS:
@@ -89,37 +92,52 @@ def _location(source: Source) -> str:
 
 
 def new_classifier(
-    base: str, label_names: list[str], encoding: Encoding, *, lora_rank: int = 0, dropout: float = 0.1, domain: str = ""
+    base: str, label_names: list[str], encoding: Encoding, *, lora_rank: int = 0, dropout: float = 0.0, domain: str = ""
 ) -> Classifier:
-    """Put an untrained classification head on a pretrained encoder.
+    """Put an untrained classification head on a pretrained encoder, or take up a tuned model to tune it further.
 
     Args:
-        base: ``builtin:minilm``, a folder, or a hub id: any that ``AutoModelForSequenceClassification`` takes.
+        base: ``builtin:minilm``, a folder, or a hub id: any that ``AutoModelForSequenceClassification`` takes; or a
+            model tuned here, such as ``builtin:movies`` or a run's folder, whose head and adapters learn on.
         label_names: The classes.
         encoding: How texts will be tokenized.
         lora_rank: Rank of the adapters on all linear layers of the encoder; 0 tunes all weights.
-        dropout: Of the adapters' input.
+        dropout: Everywhere: in the encoder, before the head, and of the adapters' input. PyTorch's fused attention has
+            none on a CPU, where 0 learns up to three times as fast.
         domain: What it will be tuned on.
 
     Raises:
-        InputError: The folder holds no model, or the model reads fewer tokens than ``encoding`` allows.
+        InputError: The folder holds no model, the model reads fewer tokens than ``encoding`` allows, or it was tuned
+            with other labels or adapters of another rank.
         HubError: The hub can't be reached or does not have it.
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    source = resolve(base, builtins=(BASE,))
+    source = resolve(base, builtins=(BASE, *BUILTIN_ADAPTERS))
+    folder = Path(_location(source))
+    if (folder / CARD).is_file():
+        check_labels(source, Card.load(folder), label_names)
+    if (folder / "adapter_config.json").is_file():
+        return _further(source, folder, encoding, lora_rank=lora_rank, dropout=dropout, domain=domain)
     kwargs = {"revision": source.revision} if source.revision else {}
     names = {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
 
     def load() -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(_location(source), **kwargs)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            _location(source), num_labels=len(label_names), ignore_mismatched_sizes=True, **names, **kwargs
-        )
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            _location(source), num_labels=len(label_names), ignore_mismatched_sizes=True, output_loading_info=True,
+            dtype=torch.float32, **names, **kwargs,
+        )  # fmt: skip
+        new = {str(key) for key in (*info["missing_keys"], *(row[0] for row in info["mismatched_keys"]))}
+        if not any("classifier" in key or "score" in key for key in new):
+            logger.info("%s has a head of its own, which learns on; its outputs are now %s", source, label_names)
         return tokenizer, model
 
     tokenizer, model = _from(source, load)
     check_length(model, encoding)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
     if lora_rank:
         from peft import LoraConfig, TaskType, get_peft_model
 
@@ -133,6 +151,38 @@ def new_classifier(
         with quiet():
             model = get_peft_model(model, config)
     return Classifier(model, tokenizer, Card(label_names, str(source), encoding, domain=domain), str(source))
+
+
+def _further(
+    source: Source, folder: Path, encoding: Encoding, *, lora_rank: int, dropout: float, domain: str
+) -> Classifier:
+    """Take up a tuned adapter: it learns on, or with ``lora_rank`` 0 all weights do, with the adapter merged in."""
+    from peft import PeftModel
+
+    card = Card.load(folder)
+    rank = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["r"]
+    if lora_rank not in (0, rank):
+        raise InputError(f"lora_rank must be {rank} to tune {source} further, or 0. Got {lora_rank}.")
+    base = new_classifier(card.base, card.label_names, encoding, dropout=dropout)
+    model = _from(source, lambda: PeftModel.from_pretrained(base.model, folder, is_trainable=True))
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = base.model.name_or_path  # where checkpoints look for its vocabulary
+    base_name = card.base
+    if not lora_rank:
+        model, base_name = model.merge_and_unload().requires_grad_(True), str(source)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
+    return Classifier(model, base.tokenizer, Card(card.label_names, base_name, encoding, domain=domain), str(source))
+
+
+def check_labels(source: Source, card: Card, label_names: list[str]) -> None:
+    """Raise an :class:`InputError` if a tuned model tells apart other labels than the data."""
+    if set(label_names) != set(card.label_names):
+        raise InputError(
+            f"{source} tells apart {', '.join(card.label_names)}, and the data {', '.join(label_names)}.",
+            hint="map the data's labels with --label_map, or choose another model",
+        )
 
 
 def check_length(model: Any, encoding: Encoding) -> None:
@@ -171,13 +221,18 @@ def _from(source: Source, load: Callable[[], Any]) -> Any:
     try:
         with quiet():
             return load()
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # those who read damaged files have errors of their own kinds
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{source} can't be loaded as a classifier: {reason}") from None
 
 
 def save_classifier(classifier: Classifier, folder: Path) -> None:
-    """Save a tuned model: the adapter and head alone if it has one, else weights and tokenizer; its card with both."""
+    """Save a tuned model: the adapter and head alone if it has one, else weights and tokenizer; its card with both.
+
+    The card comes last: a folder that has one is whole.
+    """
     model = classifier.model
     if hasattr(model, "peft_config"):
         for config in model.peft_config.values():
@@ -207,14 +262,9 @@ def load_classifier(name: str, label_names: list[str] | None = None) -> Classifi
     """
     source = resolve(name, builtins=BUILTIN_ADAPTERS)
     folder = Path(_location(source))
-    if source.origin == "path" and (folder / "model").is_dir():
-        folder = folder / "model"  # a run's folder
     classifier = _load_tuned(source, folder) if (folder / CARD).is_file() else _load_foreign(source)
-    if label_names is not None and set(label_names) != set(classifier.card.label_names):
-        raise InputError(
-            f"{source} tells apart {', '.join(classifier.card.label_names)}, and the data {', '.join(label_names)}.",
-            hint="map the data's labels with --label_map, or choose another model",
-        )
+    if label_names is not None:
+        check_labels(source, classifier.card, label_names)
     classifier.model.eval()
     return classifier
 
@@ -231,7 +281,7 @@ def _load_tuned(source: Source, folder: Path) -> Classifier:
             base = new_classifier(card.base, card.label_names, card.encoding)
             model = PeftModel.from_pretrained(base.model, folder).merge_and_unload()
             return Classifier(model, base.tokenizer, card, str(source))
-        model = AutoModelForSequenceClassification.from_pretrained(folder)
+        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
         if list(model.config.id2label.values()) != card.label_names:
             raise ValueError(f"its config has the labels {list(model.config.id2label.values())}")
         return Classifier(model, AutoTokenizer.from_pretrained(folder), card, str(source))
@@ -240,14 +290,14 @@ def _load_tuned(source: Source, folder: Path) -> Classifier:
 
 
 def _load_foreign(source: Source) -> Classifier:
-    """Load a classifier that someone else trained: labels from its config, texts read up to its own length."""
+    """Load a classifier that someone else trained: labels from its config, up to 512 tokens of a text."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     kwargs = {"revision": source.revision} if source.revision else {}
 
     def load() -> Classifier:
         tokenizer = AutoTokenizer.from_pretrained(source.name, **kwargs)
-        model = AutoModelForSequenceClassification.from_pretrained(source.name, **kwargs)
+        model = AutoModelForSequenceClassification.from_pretrained(source.name, dtype=torch.float32, **kwargs)
         names = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
         room = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512) - 2, 512)
         return Classifier(model, tokenizer, Card(names, str(source), Encoding(max_length=room)), str(source))

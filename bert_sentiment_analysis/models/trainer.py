@@ -18,8 +18,10 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +29,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, reduce
 from rich.markup import escape
 from torch import Tensor
 
@@ -36,13 +40,21 @@ from bert_sentiment_analysis.evaluation.metrics import (
     classification_figures,
     fit_temperature,
     report_figures,
+    score,
     softmax,
 )
 from bert_sentiment_analysis.inference.predictor import SentimentPredictor
-from bert_sentiment_analysis.models.bert_classifier import Classifier, new_classifier, quiet, save_classifier
+from bert_sentiment_analysis.models.bert_classifier import (
+    CARD,
+    Classifier,
+    load_classifier,
+    new_classifier,
+    quiet,
+    save_classifier,
+)
 from shared.config import check_range, run_commands
 from shared.errors import InputError
-from shared.logs import progress_bar
+from shared.logs import console, progress_bar
 from shared.plots import plot_curves
 from shared.results import OUTPUTS, Run, write_atomic
 from shared.runtime import StopRequest, pick_device, pick_dtype, set_threads
@@ -51,6 +63,7 @@ from shared.tracking import Tracker, read_metrics
 PROJECT = "bert_sentiment_analysis"
 MODULE = f"{PROJECT}.models.trainer"
 NOT_RECIPE = {"recipe": False}
+PROGRESS = "progress.json"
 logger = logging.getLogger(MODULE)
 
 
@@ -66,7 +79,9 @@ class TrainConfig(DataConfig):
     lora_rank: int = 16
     """Rank of the LoRA adapters on every linear layer; 0 tunes all weights."""
     max_length: int = 128
-    """Most tokens the encoder sees at once."""
+    """Most tokens the encoder sees at once while it learns."""
+    read_length: int = 0
+    """Most tokens it sees at once afterwards, at least max_length; 0 is max_length."""
     long_texts: LongTexts = "head_tail"
     """Texts beyond max_length: head_tail keeps both ends, windows reads everything in overlapping pieces."""
     head: int = 32
@@ -89,8 +104,8 @@ class TrainConfig(DataConfig):
     """Each layer below the head learns this much slower than the one above, in (0, 1]; 1 is off."""
     weight_decay: float = 0.01
     """Decay of matrices."""
-    dropout: float = 0.1
-    """Of the adapters' input, in [0, 1)."""
+    dropout: float = 0.0
+    """In the encoder, the head and the adapters, in [0, 1); above 0 a CPU takes up to three times as long."""
     gradient_clip: float = 1.0
     """Longest gradient; 0 is off."""
     loss: Literal["cross_entropy", "weighted", "focal"] = "cross_entropy"
@@ -133,18 +148,12 @@ class TrainConfig(DataConfig):
         super().__post_init__()
         for name in ("batch_size", "accumulation", "evaluations"):
             check_range(name, getattr(self, name), 1)
-        for name in (
-            "lora_rank",
-            "head",
-            "overlap",
-            "weight_decay",
-            "gradient_clip",
-            "focal_gamma",
-            "patience",
-            "threads",
-        ):
+        for name in ("lora_rank", "head", "overlap", "weight_decay", "gradient_clip", "focal_gamma", "patience"):
             check_range(name, getattr(self, name), 0)
+        check_range("threads", self.threads, 0)
         check_range("max_length", self.max_length, 8)
+        if self.read_length:
+            check_range("read_length", self.read_length, self.max_length)
         check_range("epochs", self.epochs, 0, open_low=True)
         check_range("learning_rate", self.learning_rate, 0, open_low=True)
         check_range("layer_decay", self.layer_decay, 0, 1, open_low=True)
@@ -159,8 +168,13 @@ class TrainConfig(DataConfig):
 
     @property
     def encoding(self) -> Encoding:
-        """How texts become tokens."""
+        """How texts become tokens while the model learns."""
         return Encoding(self.max_length, self.long_texts, self.head, self.overlap)
+
+    @property
+    def reading(self) -> Encoding:
+        """How texts become tokens afterwards."""
+        return replace(self.encoding, max_length=self.read_length or self.max_length)
 
 
 class SentimentLoss:
@@ -220,6 +234,8 @@ def make_trainer(
 ) -> Any:
     """Build transformers' ``Trainer`` for a recipe.
 
+    Validation is measured by text, not by piece: the logits of a text's windows are averaged.
+
     Args:
         classifier: What is tuned.
         splits: Tokenized ``train`` and ``validation``.
@@ -228,25 +244,25 @@ def make_trainer(
         folder: Where its checkpoints go.
         callback: What watches it.
     """
-    from transformers import DataCollatorWithPadding, EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+    from torch.utils.data import SequentialSampler
+    from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
     from transformers.trainer_pt_utils import LengthGroupedSampler
 
     class EpochSampler(LengthGroupedSampler):
         """Orders an epoch by its number alone, so that a resumed run goes on with the same batches."""
 
-        epoch = 0
-
-        def __iter__(self) -> Iterator[int]:
-            self.generator = torch.Generator().manual_seed(seed * 1000 + self.epoch)
-            return super().__iter__()
+        def set_epoch(self, epoch: int) -> None:
+            self.generator = torch.Generator().manual_seed(seed * 1000 + epoch)
 
     class SentimentTrainer(Trainer):
         def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
             # Lengths that are all alike make groups a random order.
             lengths = self.train_dataset["length"] if config.group_by_length else [1] * len(self.train_dataset)
             batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
-            self.epoch_sampler = EpochSampler(batch, lengths=list(lengths))
-            return self.epoch_sampler
+            return EpochSampler(batch, lengths=list(lengths))
+
+        def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
+            return SequentialSampler(eval_dataset)  # `measure` needs the order
 
         def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
             if self.optimizer is None:
@@ -254,12 +270,13 @@ def make_trainer(
                 self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
             return self.optimizer
 
-    class EpochNumber(TrainerCallback):
-        def on_epoch_begin(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
-            trainer.epoch_sampler.epoch = int(state.epoch + 1e-6)
-
     device = pick_device(config.device)
-    steps = math.ceil(len(splits["train"]) / (config.batch_size * config.accumulation))  # in one process
+    dtype = pick_dtype(config.dtype, device)
+    if device.type == "cpu" and dtype == torch.bfloat16:
+        # There the fused attention goes back so slowly that the written-out one learns 1.5 times as fast.
+        classifier.model.set_attn_implementation("eager")
+    at_once = config.batch_size * config.accumulation * PartialState().num_processes
+    steps = math.ceil(len(splits["train"]) / at_once)
     every = max(1, steps // config.evaluations)
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -273,15 +290,15 @@ def make_trainer(
         max_grad_norm=config.gradient_clip,
         seed=seed,
         use_cpu=device.type == "cpu",
-        bf16=pick_dtype(config.dtype, device) == torch.bfloat16,
+        bf16=dtype == torch.bfloat16,
         dataloader_pin_memory=device.type == "cuda",
-        train_sampling_strategy="group_by_length",  # of the validation batches; train has its own sampler
         eval_strategy="steps",
         eval_steps=every,
         save_strategy="steps",
         save_steps=every,
         save_total_limit=2,
         load_best_model_at_end=True,
+        restore_callback_states_from_checkpoint=True,  # early stopping's patience
         metric_for_best_model=config.metric,
         logging_steps=max(1, every // 10),
         label_names=["labels"],
@@ -290,53 +307,76 @@ def make_trainer(
         log_level="error",
     )
 
+    validation = splits["validation"].sort("length")  # little is padded
+    owners, first, pieces = np.unique(validation["owner"], return_index=True, return_counts=True)
+
     def measure(predictions: Any) -> dict[str, float]:
-        logits = np.asarray(predictions.predictions)
+        logits = np.asarray(predictions.predictions, dtype=np.float64)
         if not np.isfinite(logits).all():
             raise InputError("Training diverged: the logits are no longer numbers.", hint="a smaller --learning_rate")
-        return classification_figures(np.asarray(predictions.label_ids), softmax(logits))
+        sums = np.zeros((len(owners), logits.shape[1]))
+        np.add.at(sums, np.searchsorted(owners, validation["owner"]), logits)
+        return classification_figures(np.asarray(predictions.label_ids)[first], softmax(sums / pieces[:, None]))
 
     labels = torch.tensor(splits["train"]["labels"])
     classes = len(classifier.card.label_names)
-    callbacks = [EpochNumber(), callback]
+    callbacks = [callback]
     if config.patience:
         callbacks.append(EarlyStoppingCallback(config.patience))
     trainer = SentimentTrainer(
         model=classifier.model,
         args=arguments,
         train_dataset=splits["train"],
-        eval_dataset=splits["validation"],
+        eval_dataset=validation,
         data_collator=DataCollatorWithPadding(classifier.tokenizer),
         processing_class=classifier.tokenizer,
         compute_loss_func=SentimentLoss(config, labels.bincount(minlength=classes).float()),
         compute_metrics=measure,
         callbacks=callbacks,
     )
-    for name in ("PrinterCallback", "ProgressCallback"):
-        for found in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == name]:
-            trainer.remove_callback(found)  # they write to stdout
+    trainer.remove_callback(PrinterCallback)  # it writes to stdout
     return trainer
 
 
-def make_callback(bar: Any, stop: StopRequest, tracker: Tracker | None, batch_size: int) -> Any:
-    """Build the callback that shows progress, writes the figures down, and stops cleanly when asked to."""
+def make_callback(bar: Any, stop: StopRequest, tracker: Tracker | None, texts: int, folder: Path) -> Any:
+    """Build the callback that shows progress, writes figures and seconds down, and stops cleanly when asked to.
+
+    Args:
+        bar: Where progress shows.
+        stop: The request to stop; of several processes one that is asked stops all, after the same step.
+        tracker: Where the figures go; None in all processes but the first.
+        texts: That an epoch has.
+        folder: Of the run; ``progress.json`` in it lets a resumed run count all its time.
+    """
     from transformers import TrainerCallback
+
+    state_of = PartialState()
 
     class Watch(TrainerCallback):
         def __init__(self) -> None:
             self.task = bar.add_task("train", total=None, figures="")
-            self.figures, self.batch_size = "", batch_size
+            self.figures = ""
 
         def on_train_begin(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
             bar.update(self.task, total=state.max_steps, completed=state.global_step)
-            self.started, self.first = time.monotonic(), state.global_step
+            self.first_epoch = state.epoch or 0.0
+            before = read_progress(folder)["seconds"] if state.global_step else 0.0
+            self.started = time.monotonic()
+            self.clock = before - self.started
 
         def on_step_end(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
-            done = (state.global_step - self.first) * batch_size
-            speed = done / (time.monotonic() - self.started)
+            speed = (state.epoch - self.first_epoch) * texts / (time.monotonic() - self.started)
             bar.update(self.task, completed=state.global_step, figures=f"{self.figures}{speed:,.0f} texts/s")
-            if stop.requested:
-                control.should_save = control.should_training_stop = True
+            asked = stop.requested
+            if state_of.num_processes > 1:
+                asked = reduce(torch.tensor(float(asked), device=state_of.device)).item() > 0
+            if asked:
+                stop.requested = control.should_save = control.should_training_stop = True
+
+        def on_save(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
+            if tracker:
+                so_far = {"seconds": self.clock + time.monotonic(), "epochs": state.epoch}
+                write_atomic(folder / PROGRESS, json.dumps(so_far) + "\n")
 
         def on_log(self, arguments: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
             if tracker and ("loss" in logs or "eval_loss" in logs):
@@ -363,13 +403,13 @@ class Trained:
     """What training once came to.
 
     Attributes:
-        classifier: The best checkpoint, its temperature fitted on validation.
+        classifier: The best checkpoint, its temperature fitted on validation; of several processes the first has it.
         figures: Of the test split; see :func:`report_figures`.
         minutes: Of training, validation included.
         texts_per_second: Learned from, while training.
     """
 
-    classifier: Classifier
+    classifier: Classifier | None
     figures: dict[str, float]
     minutes: float
     texts_per_second: float
@@ -387,49 +427,20 @@ def train_once(config: TrainConfig, seed: int, folder: Path) -> Trained:
         InputError: The data or model can't be used, or the loss is no longer a number.
         KeyboardInterrupt: Ctrl-C; a checkpoint is saved first.
     """
-    from accelerate import PartialState
-
     is_main = PartialState().is_main_process
     splits = load_data(config, seed)
-    torch.manual_seed(seed)
     names = splits["train"].features["label"].names
-    classifier = new_classifier(config.model, names, config.encoding, lora_rank=config.lora_rank,
-                                dropout=config.dropout, domain=config.data)  # fmt: skip
-    cache = OUTPUTS / PROJECT / "cache"
-    with PartialState().main_process_first():
-        tokenized = {split: tokenize_split(splits[split], classifier.tokenizer, config.encoding, cache)
-                     for split in ("train", "validation")}  # fmt: skip
-    checkpoints = folder / "checkpoints"
-    last = last_checkpoint(checkpoints) if config.resume else None
-    first_step = json.loads((last / "trainer_state.json").read_text())["global_step"] if last else 0
-    tracker = Tracker(folder, config.tracking, config=asdict(config), resume_step=first_step) if is_main else None
-    trained = sum(weight.numel() for weight in classifier.model.parameters() if weight.requires_grad)
-    everything = sum(weight.numel() for weight in classifier.model.parameters())
-    logger.info(
-        "%s: learns %s of %s weights from %s texts, validates on %s: %s",
-        config.model, f"{trained:,}", f"{everything:,}", f"{len(splits['train']):,}", f"{len(splits['validation']):,}",
-        ", ".join(names),
-    )  # fmt: skip
-    started = time.monotonic()
-    with StopRequest() as stop, progress_bar(disable=not is_main) as bar:
-        watch = make_callback(
-            bar, stop, tracker, config.batch_size * config.accumulation * PartialState().num_processes
-        )
-        trainer = make_trainer(classifier, tokenized, config, seed, checkpoints, watch)
-        with quiet():
-            trainer.train(resume_from_checkpoint=str(last) if last else None)
-        if stop.requested:
-            raise KeyboardInterrupt(f"saved after step {trainer.state.global_step}")
-    seconds = time.monotonic() - started
-    texts = (trainer.state.global_step - first_step) * watch.batch_size
-    if not tracker:  # the first process measures and saves for all
-        return Trained(classifier, {}, seconds / 60, texts / seconds)
-    tracker.close()
+    model = folder / "model"
+    if not (config.resume and (model / CARD).is_file()):  # there from the moment when training ends
+        learn(config, seed, folder, splits)
+    if not is_main:  # the first process measures for all
+        return Trained(None, {}, 0.0, 0.0)
+    classifier = replace(load_classifier(str(model), names), name=config.model)
     predictor = SentimentPredictor(classifier, config.device, "float32")  # its weights are saved in full
     labels = {split: np.array(splits[split]["label"]) for split in ("validation", "test")}
-    logits = {split: predictor.logits(splits[split]["text"], config.batch_size)[0] for split in labels}
+    logits = {split: score(predictor, splits[split]["text"], config.batch_size, split) for split in labels}
     classifier.card.temperature = fit_temperature(logits["validation"], labels["validation"])
-    save_classifier(classifier, folder / "model")
+    classifier.card.save(model)
     figures = report_figures(labels["test"], logits["test"], classifier.card.temperature, names, folder)
     validation = classification_figures(labels["validation"], softmax(logits["validation"]))
     figures |= {f"validation_{config.metric}": validation[config.metric], "temperature": classifier.card.temperature}
@@ -437,7 +448,49 @@ def train_once(config: TrainConfig, seed: int, folder: Path) -> Trained:
                   f"validation_{config.metric}": f"validation {config.metric}"}  # fmt: skip
     plot_curves(read_metrics(folder / "metrics.jsonl"), curves, folder / "learning_curve.png",
                 ylabel="loss, and score in [0, 1]", title=f"{config.model} on {config.data}")  # fmt: skip
-    return Trained(classifier, figures, seconds / 60, texts / seconds)
+    progress = read_progress(folder)
+    speed = progress["epochs"] * len(splits["train"]) / max(progress["seconds"], 1e-9)
+    return Trained(classifier, figures, progress["seconds"] / 60, speed)
+
+
+def learn(config: TrainConfig, seed: int, folder: Path, splits: Any) -> None:
+    """Train on ``train``, choose the best checkpoint by ``validation``, and save it in ``folder/model``."""
+    torch.manual_seed(seed)
+    names = splits["train"].features["label"].names
+    classifier = new_classifier(config.model, names, config.reading, lora_rank=config.lora_rank,
+                                dropout=config.dropout, domain=config.data)  # fmt: skip
+    cache = OUTPUTS / "cache" / PROJECT
+    with PartialState().main_process_first():
+        tokenized = {split: tokenize_split(splits[split], classifier.tokenizer, config.encoding, cache)
+                     for split in ("train", "validation")}  # fmt: skip
+    checkpoints = folder / "checkpoints"
+    last = last_checkpoint(checkpoints) if config.resume else None
+    [last] = broadcast_object_list([last])
+    first_step = json.loads((last / "trainer_state.json").read_text())["global_step"] if last else 0
+    is_main = PartialState().is_main_process
+    tracker = Tracker(folder, config.tracking, config=asdict(config), resume_step=first_step) if is_main else None
+    weights = list(classifier.model.parameters())
+    logger.info(
+        "%s: learns %s of %s weights from %s texts, validates on %s: %s",
+        config.model, f"{sum(weight.numel() for weight in weights if weight.requires_grad):,}",
+        f"{sum(weight.numel() for weight in weights):,}", f"{len(splits['train']):,}",
+        f"{len(splits['validation']):,}", ", ".join(names),
+    )  # fmt: skip
+    with closing(tracker) if tracker else nullcontext(), StopRequest() as stop:
+        with progress_bar(disable=not is_main) as bar, quiet():
+            watch = make_callback(bar, stop, tracker, len(splits["train"]), folder)
+            trainer = make_trainer(classifier, tokenized, config, seed, checkpoints, watch)
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+        if stop.requested:
+            raise KeyboardInterrupt(f"saved after step {trainer.state.global_step}")
+    if is_main:
+        save_classifier(classifier, folder / "model")
+
+
+def read_progress(folder: Path) -> dict[str, float]:
+    """Return how many seconds and epochs a run has trained up to its last checkpoint."""
+    path = folder / PROGRESS
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"seconds": 0.0, "epochs": 0.0}
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -460,10 +513,10 @@ def check_resumable(folder: Path, config: TrainConfig) -> None:
     """Make sure that going on with a run would be the same run.
 
     Raises:
-        InputError: It was begun with another recipe, or is finished.
+        InputError: There is no such run, it was begun with another recipe, or it is finished.
     """
     if not (folder / "config.yaml").exists():
-        return
+        raise InputError(f"There is no run {folder} to go on with.", hint="the same without --resume")
     before = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     recipe = [f.name for f in fields(config) if f.metadata.get("recipe", True)]
     changed = [name for name in (*recipe, "seeds") if before.get(name) != getattr(config, name)]
@@ -476,33 +529,56 @@ def check_resumable(folder: Path, config: TrainConfig) -> None:
         raise InputError(f"{folder} is finished: it has results.json.", hint="another --run")
 
 
-def train(config: TrainConfig) -> None:
-    """Train a classifier, once for each seed; see :class:`TrainConfig`."""
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
+def begin(config: TrainConfig, command: str) -> tuple[Run | None, Path]:
+    """Start or go on with a run; of several processes the first has it, and all know its folder."""
+    from datasets import disable_progress_bars
 
     set_threads(config.threads)
-    is_main = PartialState(cpu=pick_device(config.device).type == "cpu").is_main_process
+    if not console().is_terminal:
+        disable_progress_bars()
+    # The others wait while the first measures, longer than the ten minutes that are usual.
+    state = PartialState(cpu=pick_device(config.device).type == "cpu", timeout=timedelta(days=1))
     if config.resume:
         check_resumable(OUTPUTS / PROJECT / config.run, config)
-    run = Run(PROJECT, MODULE, "train", config, name=config.run, resume=config.resume) if is_main else None
+    first = state.is_main_process
+    run = Run(PROJECT, MODULE, command, config, name=config.run, resume=config.resume) if first else None
     [folder] = broadcast_object_list([run.folder if run else None])
+    return run, folder
+
+
+def say_how_to_go_on(interrupt: KeyboardInterrupt, command: str, folder: Path) -> KeyboardInterrupt:
+    """Add to an interruption the command that goes on."""
+    again = f"go on with\npython -m {MODULE} {command} {resume_flags(folder)}"
+    return KeyboardInterrupt("; ".join(filter(None, [str(interrupt), again])))
+
+
+def mean_figures(runs: list[dict[str, float]], spread: Sequence[str]) -> dict[str, float]:
+    """Average figures over seeds, with the standard deviation of some of them where there are several."""
+    means = {name: statistics.mean(figures[name] for figures in runs) for name in runs[0]}
+    if len(runs) > 1:
+        means |= {f"{name}_sd": statistics.stdev(figures[name] for figures in runs) for name in spread}
+    return means
+
+
+SCORES = ("accuracy", "macro_f1", "macro_recall")
+
+
+def train(config: TrainConfig) -> None:
+    """Train a classifier, once for each seed; see :class:`TrainConfig`."""
+    run, folder = begin(config, "train")
     results = []
     try:
         for seed in config.seeds:
             place = folder if len(config.seeds) == 1 else folder / f"seed-{seed}"
             results.append(train_once(config, seed, place))
     except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(f"{interrupt}; go on with\npython -m {MODULE} train {resume_flags(folder)}") from None
+        raise say_how_to_go_on(interrupt, "train", folder) from None
     PartialState().wait_for_everyone()  # a process that leaves early takes those with it that still write results
     if not run:
         return
-    figures = {name: statistics.mean(result.figures[name] for result in results) for name in results[0].figures}
-    if len(results) > 1:
-        for name in ("accuracy", "macro_f1", "macro_recall"):
-            figures[f"{name}_sd"] = statistics.stdev(result.figures[name] for result in results)
-    figures["texts_per_second"] = statistics.mean(result.texts_per_second for result in results)
-    run.finish(model=results[0].classifier.name, data=config.data, seed=config.seeds[0], metrics=figures)
+    figures = mean_figures([r.figures | {"texts_per_second": r.texts_per_second} for r in results], SCORES)
+    seconds = 60 * sum(result.minutes for result in results) if config.resume else None  # of training, in all stretches
+    run.finish(model=config.model, data=config.data, seed=config.seeds[0], metrics=figures, seconds=seconds)
     sys.stdout.write("".join(f"{name:22} {value:.4f}\n" for name, value in figures.items()))
     logger.info("accuracy %.4f on the test split; model, plots and figures in %s", figures["accuracy"], folder)
 
@@ -512,35 +588,72 @@ def train(config: TrainConfig) -> None:
 
 def compare(config: TrainConfig) -> None:
     """Train each of ``models_to_compare`` on the same data, and set their figures and costs side by side."""
+    run, folder = begin(config, "compare")
+    table = folder / "comparison.json"
+    rows = None
+    if run:
+        rows = json.loads(table.read_text(encoding="utf-8")) if table.exists() else [baseline_row(config)]
+    [rows] = broadcast_object_list([rows])
+    for number, name in enumerate(config.models_to_compare):
+        if number + 1 < len(rows):  # before an interruption
+            continue
+        chosen = replace(config, model=name)
+        try:
+            costs = []
+            for seed in config.seeds:
+                trained = train_once(chosen, seed, folder / f"model-{number}" / f"seed-{seed}")
+                costs.append(model_costs(trained, chosen, seed) if run else {})
+            rows.append({"model": name, **(mean_figures(costs, SCORES) if run else {})})
+        except (InputError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+            reason = str(error.args[0] if isinstance(error, InputError) else error) or "out of memory"
+            logger.warning("%s left out: %s", name, reason)
+            rows.append({"model": name, "why not": reason})
+        except KeyboardInterrupt as interrupt:
+            raise say_how_to_go_on(interrupt, "compare", folder) from None
+        if run:
+            write_atomic(table, json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
+    PartialState().wait_for_everyone()
+    if not run:
+        return
+    show_comparison(rows, f"{config.data}, seeds {', '.join(map(str, config.seeds))}")
+    metrics = {f"{row['model']} {name}": row[name] for row in rows for name in COSTS if name in row}
+    run.finish(model=", ".join(config.models_to_compare), data=config.data, seed=config.seeds[0], metrics=metrics)
+
+
+# Figure → its heading, how it is shown, and what it is divided by before.
+COSTS = {
+    "accuracy": ("accuracy", "{:.4f}", 1),
+    "macro_f1": ("macro\nF1", "{:.4f}", 1),
+    "macro_recall": ("macro\nrecall", "{:.4f}", 1),
+    "parameters": ("million\nweights", "{:.1f}", 1e6),
+    "MB": ("MB", "{:.1f}", 1),
+    "minutes": ("minutes\nto train", "{:.2f}", 1),
+    "ms per text": ("ms per\ntext", "{:.2f}", 1),
+}
+
+
+def show_comparison(rows: list[dict[str, Any]], title: str) -> None:
+    """Print the rows of a comparison, and under it why some have no figures."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    set_threads(config.threads)
-    run = Run(PROJECT, MODULE, "compare", config, name=config.run)
-    seed = config.seeds[0]
-    rows = [baseline_row(config, seed)]
-    for number, name in enumerate(config.models_to_compare):
-        chosen = replace(config, model=name)
-        try:
-            trained = train_once(chosen, seed, run.folder / f"model-{number}")
-        except (InputError, OSError) as error:
-            logger.warning("%s left out: %s", name, error)
-            rows.append({"model": name, "why not": str(error.args[0])})
-            continue
-        rows.append({"model": name, **model_costs(trained, chosen, seed)})
-    table = Table(title=f"{config.data}, seed {seed}", title_justify="left")
-    columns = ("accuracy", "macro_f1", "macro_recall", "parameters", "MB", "minutes", "ms per text")
-    for heading in ("model", *columns):
-        table.add_column(heading, justify="left" if heading == "model" else "right", overflow="fold")
-    shown = {"accuracy": "{:.4f}", "macro_f1": "{:.4f}", "macro_recall": "{:.4f}", "parameters": "{:,.0f}",
-             "MB": "{:.1f}", "minutes": "{:.2f}", "ms per text": "{:.2f}"}  # fmt: skip
+    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("model", overflow="fold")
+    for heading, _, _ in COSTS.values():
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        cells = [shown[name].format(row[name]) if name in row else "–" for name in columns]
-        table.add_row(row["model"] + (f"\n[dim]{escape(row['why not'])}[/dim]" if "why not" in row else ""), *cells)
-    Console().print(table)
-    write_atomic(run.folder / "comparison.json", json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
-    metrics = {f"{row['model']} {name}": row[name] for row in rows for name in columns if name in row}
-    run.finish(model=", ".join(config.models_to_compare), data=config.data, seed=seed, metrics=metrics)
+        cells = [text.format(row[name] / unit) if name in row else "–" for name, (_, text, unit) in COSTS.items()]
+        cells = [
+            f"{cell} ±{row[f'{name}_sd']:.4f}" if f"{name}_sd" in row else cell
+            for name, cell in zip(COSTS, cells, strict=True)
+        ]
+        table.add_row(escape(row["model"]), *cells)
+    console = Console()
+    console.print(table)
+    for row in rows:
+        if "why not" in row:
+            console.print(f"{row['model']} left out: {row['why not']}", markup=False, highlight=False)
 
 
 def model_costs(trained: Trained, config: TrainConfig, seed: int) -> dict[str, float]:
@@ -552,12 +665,18 @@ def model_costs(trained: Trained, config: TrainConfig, seed: int) -> dict[str, f
     started = time.perf_counter()
     predictor.logits(texts, config.batch_size)
     per_text = 1000 * (time.perf_counter() - started) / len(texts)
-    figures = {name: trained.figures[name] for name in ("accuracy", "macro_f1", "macro_recall")}
+    figures = {name: trained.figures[name] for name in SCORES}
     return {**figures, "parameters": weights, "MB": size / 1e6, "minutes": trained.minutes, "ms per text": per_text}
 
 
-def baseline_row(config: TrainConfig, seed: int) -> dict[str, Any]:
+def baseline_row(config: TrainConfig) -> dict[str, Any]:
     """Train and measure what every encoder must beat: TF-IDF of words and pairs, and logistic regression."""
+    costs = [baseline_costs(config, seed) for seed in config.seeds]
+    return {"model": "TF-IDF + logistic regression", **mean_figures(costs, SCORES)}
+
+
+def baseline_costs(config: TrainConfig, seed: int) -> dict[str, float]:
+    """Return the baseline's figures beside what it costs."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -578,8 +697,7 @@ def baseline_row(config: TrainConfig, seed: int) -> dict[str, Any]:
     figures = classification_figures(np.array(splits["test"]["label"]), filled)
     weights = model[-1].coef_.size + model[-1].intercept_.size
     return {
-        "model": "TF-IDF + logistic regression",
-        **{name: figures[name] for name in ("accuracy", "macro_f1", "macro_recall")},
+        **{name: figures[name] for name in SCORES},
         "parameters": weights,
         "MB": model[-1].coef_.nbytes / 1e6,
         "minutes": (trained - started) / 60,
@@ -589,5 +707,8 @@ def baseline_row(config: TrainConfig, seed: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     run_commands(
-        {"train": train, "compare": compare}, module=MODULE, package_yaml=Path(__file__).parents[1] / "config.yaml"
+        {"train": train, "compare": compare},
+        module=MODULE,
+        package_yaml=Path(__file__).parents[1] / "config.yaml",
+        extra="sentiment",
     )

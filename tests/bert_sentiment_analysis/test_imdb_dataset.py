@@ -9,7 +9,14 @@ import pytest
 
 from bert_sentiment_analysis.builtin.synthetic_reviews import DOMAINS, SIZES, synthetic_reviews
 from bert_sentiment_analysis.data import imdb_dataset
-from bert_sentiment_analysis.data.imdb_dataset import DataConfig, find_leaks, load_data, normalized, report
+from bert_sentiment_analysis.data.imdb_dataset import (
+    DataConfig,
+    find_leaks,
+    load_data,
+    normalized,
+    read_table,
+    report,
+)
 from shared.config import run_commands
 from shared.errors import InputError
 
@@ -91,10 +98,10 @@ def test_na_and_none_are_words_and_missing_cells_are_counted(caplog: pytest.LogC
     Path("reviews.csv").write_text("text,label\n" + "\n".join(lines), encoding="utf-8")
     splits = load_data(DataConfig(data="reviews.csv"))
     texts = {text for split in splits for text, _ in rows_of(splits, split)}
-    assert {"NA", "None", "🙂"} <= texts
-    assert len(texts) == 33
+    assert {"NA", "None", "🙂", "!!!"} <= texts
+    assert len(texts) == 34
     messages = [record.getMessage() for record in caplog.records]
-    assert "reviews.csv: 3 of 37 rows left out, without a text" in messages
+    assert "reviews.csv: 2 of 37 rows left out, without a text" in messages
     assert "reviews.csv: 1 of 37 rows left out, without a label of ours" in messages
 
 
@@ -199,9 +206,37 @@ def test_names_of_labels_come_with_a_hub_data_set_or_are_known(hub: dict[str, An
     splits = load_data(DataConfig(data="some/reviews"))
     assert splits["train"].features["label"].names == ["bad", "good"]
     assert len(splits["test"]) == 2
+    hub.clear()
     hub |= {"train": hub_rows([0, 1] * 20, ["neg", "pos"]), "unsupervised": hub_rows([-1] * 3, ["neg", "pos"])}
     splits = load_data(DataConfig(data="stanfordnlp/imdb"))
     assert splits["train"].features["label"].names == ["negative", "positive"]
+    hub["train"] = hub_rows([0, 1] * 20, None)
+    assert load_data(DataConfig(data="stanfordnlp/imdb"))["test"].features["label"].names == ["negative", "positive"]
+    hub["train"] = hub_rows([0, 1, 2] * 20, ["anger", "joy", "optimism"])
+    splits = load_data(DataConfig(data="cardiffnlp/tweet_eval", subset="emotion"))
+    assert splits["train"].features["label"].names == ["anger", "joy", "optimism"]
+
+
+def test_a_test_split_without_labels_is_no_test_split(hub: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    names = ["negative", "positive"]
+    hub |= {"train": hub_rows([0, 1] * 20, names), "test": hub_rows([-1] * 9, names)}
+    assert len(load_data(DataConfig(data="stanfordnlp/sst2"))["test"]) == 4  # of train
+    assert "stanfordnlp/sst2: nothing is left of the test split" in caplog.text
+    hub.clear()
+    hub |= {"one": hub_rows([0, 1] * 20, names), "two": hub_rows([0, 1] * 20, names)}
+    with pytest.raises(InputError, match="no split called train, validation or test, but one, two"):
+        load_data(DataConfig(data="some/reviews"))
+    del hub["two"]
+    assert len(load_data(DataConfig(data="some/reviews"))["train"]) > 20
+
+
+def test_columns_of_a_hub_data_set_that_are_not_asked_for_may_hold_anything(hub: dict[str, Any]) -> None:
+    from datasets import Dataset
+
+    hub["train"] = Dataset.from_dict(
+        {"text": [f"text {i}" for i in range(40)], "label": ["a", "b"] * 20, "tokens": [[1, 2]] * 40}
+    )
+    assert load_data(DataConfig(data="some/reviews"))["train"].column_names == ["text", "label"]
 
 
 def test_a_hub_out_of_reach_names_three_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +282,7 @@ def bad_files() -> None:
         (["--data", "many.csv"], "has 200 different labels"),
         (["--data", "few.csv"], "is too small to be divided"),
         (["--data", "empty.csv"], "can't be read as csv"),
-        (["--data", "head.csv"], "has only one label"),
+        (["--data", "head.csv"], "has no labelled text"),
         (["--data", "latin.csv"], "latin.csv is not UTF-8 text"),
         (["--data", "broken.jsonl"], "can't be read as jsonl"),
         (["--data", "ragged.csv"], "can't be read as csv"),
@@ -286,7 +321,74 @@ def test_the_report_counts_labels_and_leaks(capsys: pytest.CaptureFixture[str]) 
     assert exit_.value.code == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[:5] == ["train", "400", "400", "400", "1,200"]
-    assert "test in train: 0" in lines
+    assert "test in train: 0" in lines and "training leaves them out of train" not in lines
     folder = Path("outputs/bert_sentiment_analysis/x")
     assert (folder / "labels.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((folder / "results.json").read_text())["metrics"]["train_texts"] == 1200
+
+
+def test_the_report_shows_leaks_though_training_leaves_them_out(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("set").mkdir()
+    lines = [f"text {i},{'good' if i % 2 else 'bad'}" for i in range(60)]
+    Path("set/train.csv").write_text("text,label\n" + "\n".join(lines))
+    Path("set/test.csv").write_text("text,label\n" + "\n".join(line.replace("text", "TEXT") for line in lines[:5]))
+    with pytest.raises(SystemExit):
+        run_commands({"report": report}, module=imdb_dataset.MODULE, argv=["--data", "set", "--run", "x"])
+    shown = capsys.readouterr().out.splitlines()
+    assert "training leaves them out of train" in shown
+    splits = load_data(DataConfig(data="set"))
+    leaks = int(next(line for line in shown if line.startswith("test in train")).split()[-1])
+    assert leaks >= 4 and find_leaks(splits)["test in train"] == 0
+
+
+def test_test_is_never_learned_from_nor_divided() -> None:
+    write_csv()
+    Path("set").mkdir()
+    Path("reviews.csv").rename("set/test.csv")
+    with pytest.raises(InputError, match="set has no train and no validation split, only test"):
+        load_data(DataConfig(data="set"))
+    rows = read_table(Path("set/test.csv"))
+    assert len(load_data(DataConfig(data="set"), needed=["test"])["test"]) == len(rows)
+    Path("set/test.tsv").touch()
+    with pytest.raises(InputError, match=r"set has several test files: test.csv, test.tsv"):
+        load_data(DataConfig(data="set"))
+
+
+@pytest.mark.parametrize("name", ["dev", "val", "valid", "validation"])
+def test_a_validation_file_may_have_any_usual_name(name: str) -> None:
+    Path("set").mkdir()
+    for split, count in (("train", 60), (name, 8)):
+        lines = [f"{split} {i},{'good' if i % 2 else 'bad'}" for i in range(count)]
+        Path(f"set/{split}.csv").write_text("text,label\n" + "\n".join(lines))
+    assert len(load_data(DataConfig(data="set"))["validation"]) == 8
+
+
+def test_nothing_to_learn_from_is_an_error() -> None:
+    Path("set").mkdir()
+    lines = [f"text {i},{'good' if i % 2 else 'bad'}" for i in range(60)]
+    for split in ("train", "test"):
+        Path(f"set/{split}.csv").write_text("text,label\n" + "\n".join(lines))
+    with pytest.raises(InputError, match="set has nothing to learn from in train: 0 texts, no label"):
+        load_data(DataConfig(data="set"))
+    Path("set/train.csv").write_text("text,label\n" + "\n".join(f"other {i},good" for i in range(20)))
+    with pytest.raises(InputError, match="in train: 18 texts, only one label, 'good'"):
+        load_data(DataConfig(data="set"))
+
+
+def test_numbers_in_jsonl_stay_as_they_stand_there() -> None:
+    rows = [{"text": f"text {i}", "label": i % 2 if i else None, "1": [i]} for i in range(40)]
+    Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert set(read_table(Path("rows.jsonl"))["label"]) == {"0", "1", ""}
+    with pytest.raises(InputError, match="rows.jsonl has no column 'x'. It has text, label, 1"):
+        load_data(DataConfig(data="rows.jsonl", label_column="x"))
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("lists.jsonl", b'["a", 1]\n'), ("cut.csv.gz", gzip.compress(b"text,label\na,b\n" * 99)[:30]),
+    ("not.csv.gz", b"text"), ("cut.jsonl.gz", gzip.compress(b'{"text": "a"}' * 99)[:20]),
+    ("deep.jsonl", b"[" * 100_000),
+])  # fmt: skip
+def test_a_damaged_table_is_an_error(name: str, content: bytes) -> None:
+    Path(name).write_bytes(content)
+    with pytest.raises((InputError, OSError)):
+        read_table(Path(name))

@@ -88,6 +88,8 @@ def test_empty_texts_and_doubtful_ones_get_no_label(predictor: SentimentPredicto
     assert (empty.label, empty.note) == (blank.label, blank.note) == (None, "empty text")
     assert doubtful.label is None
     assert doubtful.note.startswith("not sure enough: LABEL_")
+    [long] = predictor.predict(["word " * 100], threshold=1.0)
+    assert long.note.endswith("; only both ends were read, 62 of 102 tokens")
     assert predictor.predict([]) == []
 
 
@@ -108,6 +110,14 @@ def test_attributions_sum_to_the_difference_of_the_logits(text: str, predictor: 
     cleaned = module.clean(text).replace(" ", "")
     if len(text) < 100:
         assert "".join(explanation.words).replace(" ", "") == cleaned
+
+
+def test_a_part_of_a_long_text_is_explained_as_such_and_any_precision_will_do(tiny: Path) -> None:
+    predictor = SentimentPredictor(str(tiny), device="cpu", dtype="bfloat16")
+    long = predictor.explain("word " * 100, steps=2)
+    assert (len(long.words), long.note) == (60, "only both ends were read, 62 of 102 tokens")
+    predictor.card.encoding = Encoding(max_length=12, long_texts="windows", overlap=2)
+    assert predictor.explain("word " * 30, steps=2).note == "this is the first of 4 windows"
 
 
 def test_words_are_joined_as_they_are_written(predictor: SentimentPredictor) -> None:
@@ -188,6 +198,60 @@ def test_stdin_is_a_text_a_line(tiny: Path) -> None:
     assert [json.loads(line)["text"] for line in run.stdout.splitlines()] == ["so good", "so bad"]
 
 
+def test_stdin_in_another_encoding_is_one_line(tiny: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", MODULE, "predict", "--model", str(tiny)], input="é\n".encode("latin-1"),
+        capture_output=True, env={"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert run.returncode == 2
+    assert b"error: stdin is not UTF-8 text" in run.stderr and b"Traceback" not in run.stderr
+
+
+def test_what_was_done_before_an_interruption_is_kept(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AT_ONCE", 2)
+    Path("texts.txt").write_text("one\ntwo\x0b\u2028still two\nthree\nfour\r\n", encoding="utf-8")
+    whole = SentimentPredictor.predict
+    calls = []
+
+    def once(*arguments: Any, **more: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return whole(*arguments, **more)
+
+    monkeypatch.setattr(SentimentPredictor, "predict", once)
+    assert cli("predict", "--model", str(tiny), "--input", "texts.txt", "--output", "out.csv", "--run", "p") == 130
+    assert not Path("out.csv").exists()
+    assert [row[0] for row in csv.reader(Path("out.csv.part").open(newline=""))] == [
+        "text",
+        "one",
+        "two\x0b\u2028still two",
+    ]
+    assert cli("predict", "--model", str(tiny), "--input", "texts.txt", "--output", "out.csv") == 0
+    assert not Path("out.csv.part").exists()
+    rows = list(csv.DictReader(Path("out.csv").open(newline="")))
+    assert [row["text"] for row in rows] == ["one", "two\x0b\u2028still two", "three", "four"]
+
+
+def test_progress_counts_texts_also_where_they_have_many_windows(tiny: Path) -> None:
+    predictor = SentimentPredictor(str(tiny), device="cpu")
+    predictor.card.encoding = Encoding(max_length=12, long_texts="windows", overlap=2)
+    done: list[int] = []
+    predictor.predict([TEXTS[2], "bad", TEXTS[2] * 3], batch_size=2, progress=done.append)
+    assert sum(done) == 3
+
+
+def test_a_missing_library_is_named_with_what_brings_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    Path("texts.txt").write_text("one")
+    with pytest.raises(SystemExit) as exit_:
+        run_commands({"predict": predict}, module=MODULE, argv=["--input", "texts.txt"], extra="sentiment")
+    assert exit_.value.code == 2
+    assert "package 'transformers'.\nhint: pip install \"llm-roadmap[sentiment]\"" in capsys.readouterr().err
+
+
 def test_explain_draws_the_words(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("explain", "--model", str(tiny), "--text", "not <b>bad</b> 很好", "--run", "e") == 0
     assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["not", "bad", "很", "好"]
@@ -207,7 +271,7 @@ def test_explain_draws_the_words(tiny: Path, capsys: pytest.CaptureFixture[str])
         (["predict", "--input", "ok.txt", "--batch_size", "0"], "batch_size must be", 2),
         (["predict", "--input", "ok.txt", "--model", "builtin:books"], "There is no 'builtin:books'", 2),
         (["predict", "--input", "ok.txt", "--model", "."], "can't be loaded as a classifier", 2),
-        (["predict", "--input", "ok.txt", "--dtype", "int8"], "dtype must be", 2),
+        (["predict", "--input", "ok.txt", "--dtype", "int8"], "dtype", 2),
         (["explain", "--text", ""], "empty text", 2),
         (["explain", "--steps", "0"], "steps must be", 2),
         (["explain", "--label", "x"], "label must be one of", 2),

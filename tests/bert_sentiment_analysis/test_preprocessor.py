@@ -41,6 +41,8 @@ def tokenizer() -> Any:
         ("  many \t\n blanks  ", "many blanks"),
         ("nul\x00 and \x1b escape", "nul and escape"),
         ("这部电影@小明 很好看", "这部电影@小明 很好看"),
+        ("@john这部电影太烂了", "@user这部电影太烂了"),
+        ("https://t.co/x太难看了", "http太难看了"),
         ("", ""),
         ("\udcff", "�"),
     ],
@@ -110,7 +112,7 @@ def test_tokens_are_made_once_for_the_same_texts_and_settings(tokenizer: Any, mo
     monkeypatch.setattr("bert_sentiment_analysis.data.preprocessor.encode", None)  # would fail if it were called
     again = tokenize_split(rows, tokenizer, Encoding(), cache)
     assert again["input_ids"] == first["input_ids"]
-    assert first.column_names == ["input_ids", "labels", "length"]
+    assert first.column_names == ["input_ids", "labels", "length", "owner"]
     assert first["length"] == [len(ids) for ids in first["input_ids"]]
     with pytest.raises(TypeError):
         tokenize_split(rows, tokenizer, Encoding(max_length=32), cache)

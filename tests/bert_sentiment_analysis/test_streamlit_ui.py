@@ -43,6 +43,17 @@ def test_the_page_draws_without_a_model_and_names_one_that_is_missing() -> None:
     assert page.error[0].value == "No such file or folder: 'no/such/folder'."
 
 
+def test_a_text_of_markup_alone_is_called_empty() -> None:
+    from streamlit.testing.v1 import AppTest
+
+    page = AppTest.from_file(str(PAGE), default_timeout=120)
+    page.run()
+    page.text_area[0].set_value("<br />").run()
+    page.button[0].click().run()
+    assert not page.exception
+    assert page.warning[0].value == "Without its markup, this text is empty."
+
+
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Start the page as a user would, on a free port of this machine."""
@@ -104,12 +115,14 @@ def test_a_text_gets_a_label_and_its_words(page: Any) -> None:
 @pytest.mark.browser
 @pytest.mark.slow
 def test_a_table_gets_labels_a_confusion_matrix_and_a_download(page: Any) -> None:
-    rows = ['"wonderful, ""moving"" film\nin two lines",positive', "a terrible bore,negative", ",negative"] * 5
+    rows = ['"wonderful, ""moving"" film\nin two lines",Positive ', "a terrible bore,negative", ",negative"] * 5
+    rows.append("so-so,mixed")
     Path("table.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
     page.get_by_role("tab", name="A table").click()
     page.locator("input[type=file]").set_input_files("table.csv")
     page.get_by_text("Confusion matrix").wait_for()
     assert float(page.get_by_test_id("stMetricValue").first.inner_text()) > 0.6
+    page.get_by_text("1 of 16 rows have no label that the model knows").wait_for()
     with page.expect_download() as download:
         page.get_by_role("button", name="Download as csv", exact=True).click()
     content = Path(download.value.path()).read_text(encoding="utf-8")
