@@ -172,8 +172,8 @@ RECIPES = {
         {**LORA, "max_length": 384, "read_length": 512, "head": 64, "epochs": 1.0, "dtype": "bfloat16",
          "learning_rate": 5e-4, "label_smoothing": 0.1, "evaluations": 1},
     ],
-    "products": [{**LORA, "model": "builtin:movies", "max_length": 256, "epochs": 2.0, "learning_rate": 5e-4,
-                  "loss": "weighted", "metric": "macro_recall", "dtype": "bfloat16"}],
+    "products": [{**LORA, "max_length": 128, "epochs": 3.0, "loss": "weighted", "metric": "macro_recall",
+                  "dropout": 0.1, "evaluations": 4}],
     "tweets": [{**LORA, "max_length": 96, "epochs": 2.0, "loss": "weighted", "metric": "macro_recall",
                 "dtype": "bfloat16"}],
 }  # fmt: skip
@@ -229,7 +229,7 @@ def train_adapter(config: AdapterConfig) -> None:
                 write_atomic(data / f"{split}.jsonl", "\n".join(rows) + "\n")
             begun = (runs / name / "config.yaml").exists()
             train(TrainConfig(data=str(data), device=config.device, threads=config.threads, run=name,
-                              resume=config.resume and begun, **{"model": model, **recipe}))  # fmt: skip
+                              resume=config.resume and begun, model=model, **recipe))  # fmt: skip
         model = str(runs / name)
         stages.append(json.loads((runs / name / "results.json").read_text(encoding="utf-8")))
         models.append(Path(model) / "model")
