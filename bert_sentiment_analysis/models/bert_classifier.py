@@ -147,6 +147,7 @@ def new_classifier(
             lora_alpha=2 * lora_rank,
             lora_dropout=dropout,
             target_modules="all-linear",
+            exclude_modules=r".*pre_classifier",  # of DistilBERT's head, which is tuned and saved whole
         )
         with quiet():
             model = get_peft_model(model, config)

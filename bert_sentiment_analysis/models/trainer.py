@@ -29,8 +29,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, reduce
 from rich.markup import escape
 from torch import Tensor
 
@@ -244,6 +242,7 @@ def make_trainer(
         folder: Where its checkpoints go.
         callback: What watches it.
     """
+    from accelerate import PartialState
     from torch.utils.data import SequentialSampler
     from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
     from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -258,8 +257,7 @@ def make_trainer(
         def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
             # Lengths that are all alike make groups a random order.
             lengths = self.train_dataset["length"] if config.group_by_length else [1] * len(self.train_dataset)
-            batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
-            return EpochSampler(batch, lengths=list(lengths))
+            return EpochSampler(at_once, lengths=list(lengths))
 
         def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
             return SequentialSampler(eval_dataset)  # `measure` needs the order
@@ -349,6 +347,8 @@ def make_callback(bar: Any, stop: StopRequest, tracker: Tracker | None, texts: i
         texts: That an epoch has.
         folder: Of the run; ``progress.json`` in it lets a resumed run count all its time.
     """
+    from accelerate import PartialState
+    from accelerate.utils import reduce
     from transformers import TrainerCallback
 
     state_of = PartialState()
@@ -428,6 +428,8 @@ def train_once(config: TrainConfig, seed: int, folder: Path) -> Trained:
         InputError: The data or model can't be used, or the loss is no longer a number.
         KeyboardInterrupt: Ctrl-C; a checkpoint is saved first.
     """
+    from accelerate import PartialState
+
     is_main = PartialState().is_main_process
     splits = load_data(config, seed)
     names = splits["train"].features["label"].names
@@ -456,6 +458,9 @@ def train_once(config: TrainConfig, seed: int, folder: Path) -> Trained:
 
 def learn(config: TrainConfig, seed: int, folder: Path, splits: Any) -> None:
     """Train on ``train``, choose the best checkpoint by ``validation``, and save it in ``folder/model``."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
     torch.manual_seed(seed)
     names = splits["train"].features["label"].names
     classifier = new_classifier(config.model, names, config.reading, lora_rank=config.lora_rank,
@@ -532,6 +537,8 @@ def check_resumable(folder: Path, config: TrainConfig) -> None:
 
 def begin(config: TrainConfig, command: str) -> tuple[Run | None, Path]:
     """Start or go on with a run; of several processes the first has it, and all know its folder."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
     from datasets import disable_progress_bars
 
     set_threads(config.threads)
@@ -566,6 +573,8 @@ SCORES = ("accuracy", "macro_f1", "macro_recall")
 
 def train(config: TrainConfig) -> None:
     """Train a classifier, once for each seed; see :class:`TrainConfig`."""
+    from accelerate import PartialState
+
     run, folder = begin(config, "train")
     results = []
     try:
@@ -589,6 +598,9 @@ def train(config: TrainConfig) -> None:
 
 def compare(config: TrainConfig) -> None:
     """Train each of ``models_to_compare`` on the same data, and set their figures and costs side by side."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
     run, folder = begin(config, "compare")
     table = folder / "comparison.json"
     rows = None

@@ -59,9 +59,9 @@ def test_sentences_are_labelled_by_what_they_say_unless_that_is_unsure() -> None
     praise, blame = "What a wonderful, moving and funny film this is!", "It is a boring and awful waste of time."
     unsure = "The film is ninety minutes long, as most are."
     text = f"{praise} {unsure} {blame} Short one."
-    for label in ("positive", "negative"):
+    for label, agrees in (("positive", praise), ("negative", blame)):
         found = dict(label_sentences([(text, label)], "builtin:movies"))
-        assert found.pop(praise) == "positive"
-        assert found.pop(blame) == "negative"
+        assert found[agrees] == label
+        assert found.pop(praise, "positive") == "positive" and found.pop(blame, "negative") == "negative"
         assert set(found) <= {unsure} and found.get(unsure, label) == label
     assert label_sentences([(text, "positive")], "builtin:movies", most=0) == []

@@ -261,9 +261,9 @@ def test_a_golden_run_learns_and_leaves_what_a_run_promises(
     assert cli("train", *recipe, "--run", "golden") == 0
     folder = RUNS / "golden"
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    assert results["metrics"]["accuracy"] == 1
-    assert results["metrics"]["validation_accuracy"] == 1
-    assert "accuracy               1.0000" in capsys.readouterr().out.splitlines()
+    accuracy = results["metrics"]["accuracy"]
+    assert accuracy > 0.95 and results["metrics"]["validation_accuracy"] > 0.95
+    assert f"accuracy               {accuracy:.4f}" in capsys.readouterr().out.splitlines()
     rows = read_metrics(folder / "metrics.jsonl")
     assert [row["step"] for row in rows if "validation_loss" in row] == [6, 12, 18, 24, 30, 36, 39]
     assert any("train_loss" in row for row in rows)
@@ -372,7 +372,7 @@ def test_early_stopping_remembers_its_patience(recipe: list[str], monkeypatch: p
 
     monkeypatch.setattr(trainer, "make_callback", stop_after_two)
     assert cli("train", *still, "--run", "cut") == 130
-    monkeypatch.undo()
+    monkeypatch.setattr(trainer, "make_callback", make)
     assert cli("train", *still, "--run", "cut", "--resume", "true") == 0
     steps = [[row["step"] for row in read_metrics(RUNS / run / "metrics.jsonl") if "validation_loss" in row]
              for run in ("whole", "cut")]  # fmt: skip
@@ -397,7 +397,7 @@ def test_a_model_that_is_trained_is_not_trained_again(recipe: list[str], monkeyp
 
 @pytest.mark.slow
 def test_two_processes_learn_what_one_with_twice_the_accumulation_does(recipe: list[str]) -> None:
-    words = [*recipe, "--epochs=2", "--group_by_length=false"]
+    words = [*recipe, "--epochs=5", "--group_by_length=false"]
     launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
     run = subprocess.run(
         [sys.executable, *launcher.split(), "--dynamo_backend", "no", "--main_process_port", "0", "-m", MODULE,
@@ -410,9 +410,9 @@ def test_two_processes_learn_what_one_with_twice_the_accumulation_does(recipe: l
         [row["validation_loss"] for row in read_metrics(RUNS / run / "metrics.jsonl") if "validation_loss" in row]
         for run in ("two", "one")
     )
-    assert len(two) == len(one) == 5
-    assert two == pytest.approx(one, abs=2e-2)
-    assert figures("two")["accuracy"] == figures("one")["accuracy"] == 1
+    assert two == pytest.approx(one, abs=1e-3)
+    assert two[-1] < two[0] / 2
+    assert figures("two")["accuracy"] == figures("one")["accuracy"], (two, one)
 
 
 def test_the_best_weights_are_saved_and_not_the_last(recipe: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,7 +466,7 @@ def test_a_comparison_cut_short_goes_on_with_the_next_model(
         if len(done) == 1:
             done.append("interrupted")
             raise KeyboardInterrupt("saved after step 3")
-        done.append(folder.name)
+        done.append(folder.parent.name)
         return train_once(config, seed, folder)
 
     train_once = trainer.train_once
