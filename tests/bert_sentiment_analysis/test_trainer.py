@@ -397,7 +397,7 @@ def test_a_model_that_is_trained_is_not_trained_again(recipe: list[str], monkeyp
 
 @pytest.mark.slow
 def test_two_processes_learn_what_one_with_twice_the_accumulation_does(recipe: list[str]) -> None:
-    words = [*recipe, "--epochs=5", "--group_by_length=false"]
+    words = [*recipe, "--epochs=5", "--group_by_length=false", "--max_train=192"]  # a whole number of steps
     launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
     run = subprocess.run(
         [sys.executable, *launcher.split(), "--dynamo_backend", "no", "--main_process_port", "0", "-m", MODULE,
@@ -407,11 +407,11 @@ def test_two_processes_learn_what_one_with_twice_the_accumulation_does(recipe: l
     assert run.returncode == 0, run.stderr
     assert cli("train", *words, "--accumulation=2", "--run", "one") == 0
     two, one = (
-        [row["validation_loss"] for row in read_metrics(RUNS / run / "metrics.jsonl") if "validation_loss" in row]
+        [row["train_loss"] for row in read_metrics(RUNS / run / "metrics.jsonl") if "train_loss" in row]
         for run in ("two", "one")
     )
     assert two == pytest.approx(one, abs=1e-3)
-    assert two[-1] < two[0] / 2
+    assert two[-1] < two[0] / 10
     assert figures("two")["accuracy"] == figures("one")["accuracy"], (two, one)
 
 
