@@ -116,7 +116,8 @@ def plot_attributions(
             x = 0.0
             for word, score in line:
                 color = colormaps["RdBu"](0.5 + 0.42 * score / strongest)
-                axes.text(x, y + 0.3, word, family=fonts, fontsize=9, parse_math=False,
+                ink = "white" if abs(score) > 0.7 * strongest else "black"
+                axes.text(x, y + 0.3, word, family=fonts, fontsize=9, color=ink, parse_math=False,
                           bbox={"facecolor": color, "edgecolor": "none", "pad": 1.5})  # fmt: skip
                 x += len(word) + 1
 

@@ -379,7 +379,10 @@ def read_texts(place: str, text_column: str = "") -> list[str]:
 class ExplainConfig(PredictorConfig):
     """Show which words a prediction comes from, as numbers on stdout and as a picture."""
 
-    text: str = "The plot is thin, but what a performance!"
+    text: str = (
+        "I expected little, and the first half hour is slow. But the cast is wonderful, the dialogue never puts a foot "
+        "wrong, and the ending left me in tears. Not bad at all for a first film!"
+    )
     """The text."""
     label: str = ""
     """The label to explain; by default the predicted one."""
