@@ -68,8 +68,9 @@ def one_text(model: SentimentPredictor, domain: str, threshold: float) -> None:
         st.warning("Without its markup, this text is empty.")
         return
     left, right = st.columns([1, 2])
-    left.metric("Label", prediction.label or "not sure", f"{prediction.confidence:.0%} sure", delta_color="off")
-    right.bar_chart(prediction.probabilities, horizontal=True, height=160, y_label="", x_label="probability")
+    left.metric("Label", prediction.label or "not sure")
+    left.caption(f"{prediction.confidence:.0%} sure")
+    right.bar_chart(prediction.probabilities, horizontal=True, height=160, x_label="", y_label="probability")
     if prediction.note:
         st.info(prediction.note)
     with st.spinner("Looking for the words behind it …"):
