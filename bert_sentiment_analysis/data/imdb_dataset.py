@@ -15,6 +15,7 @@ import json
 import logging
 import re
 import sys
+import warnings
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -121,6 +122,8 @@ def load_data(
                 f"{config.data} has nothing to learn from in train: {len(splits['train'])} texts, "
                 f"{'only one label, ' + repr(found[0]) if found else 'no label'}."
             )
+        if 0 < config.max_train < len(labels):
+            raise InputError(f"max_train must be at least {len(labels)}, one text a label. Got {config.max_train}.")
         if 0 < config.max_train < len(splits["train"]):
             _, splits["train"] = _carve(splits["train"], config.max_train, seed, config.data)
     return splits
@@ -136,6 +139,7 @@ def read_splits(config: DataConfig, seed: int = 0, label_names: list[str] | None
         logger.warning("%s: nothing is left of the %s split", source, split)
         del frames[split]
     labels = {label for frame in frames.values() for label in frame["label"]}
+    fewest = 2 if label_names is None else 1  # a model that knows its labels can be measured on texts of one
     if label_names is None:
         label_names = sorted(labels, key=lambda name: (_rank(name), name))
     unknown = sorted(labels - set(label_names))
@@ -144,7 +148,7 @@ def read_splits(config: DataConfig, seed: int = 0, label_names: list[str] | None
             f"{source} has labels that the model does not know: {', '.join(map(repr, unknown[:10]))}.",
             hint=f"map them with --label_map to {', '.join(label_names)}",
         )
-    if len(labels) < 2:
+    if len(labels) < fewest:
         found = f"only one label, {', '.join(map(repr, labels))}" if labels else "no labelled text"
         raise InputError(f"{source} has {found}; there is nothing to tell apart.")
     if len(labels) > 100:
@@ -201,25 +205,37 @@ def read_table(path: Path, *, header: bool = True) -> pd.DataFrame:
     try:
         if kind == ".jsonl":
             with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
-                rows = [json.loads(line) for line in file if line.strip()]
-            if not all(isinstance(row, dict) for row in rows):
-                raise ValueError('each line must be an object, such as {"text": …, "label": …}')
+                rows = [_read_object(line, number) for number, line in enumerate(file, 1) if line.strip()]
             return _as_strings(pd.DataFrame(rows, dtype=object))
         if kind in (".csv", ".tsv"):
-            return pd.read_csv(
-                path,
-                sep="\t" if kind == ".tsv" else ",",
-                quoting=csv.QUOTE_NONE if kind == ".tsv" else csv.QUOTE_MINIMAL,  # tabs need no quotes around texts
-                header=0 if header else None,
-                dtype=str,
-                keep_default_na=False,  # "None" and "NA" are words
-                encoding="utf-8-sig",
-            ).rename(columns=str)
+            with warnings.catch_warnings():
+                # A row with more cells than the header would otherwise shift its columns, or lose a part.
+                warnings.simplefilter("error", pd.errors.ParserWarning)
+                return pd.read_csv(
+                    path,
+                    index_col=False,
+                    sep="\t" if kind == ".tsv" else ",",
+                    quoting=csv.QUOTE_NONE if kind == ".tsv" else csv.QUOTE_MINIMAL,  # tabs need no quotes around texts
+                    header=0 if header else None,
+                    dtype=str,
+                    keep_default_na=False,  # "None" and "NA" are words
+                    encoding="utf-8-sig",
+                ).rename(columns=str)
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text: {error}.", hint="convert it, e.g. with iconv") from None
-    except (ValueError, pd.errors.ParserError, EOFError, zlib.error, RecursionError) as error:
+    except (ValueError, pd.errors.ParserError, pd.errors.ParserWarning, EOFError, zlib.error, RecursionError) as error:
         raise InputError(f"{path} can't be read as {kind[1:]}: {' '.join(str(error).split())[:200]}.") from None
     raise InputError(f"{path} must be a .csv, .tsv or .jsonl file, or one of them as .gz.")
+
+
+def _read_object(line: str, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"line {number}: {error}") from None
+    if not isinstance(row, dict):
+        raise ValueError(f'line {number} must be an object, such as {{"text": …, "label": …}}')
+    return row
 
 
 def _as_strings(frame: pd.DataFrame) -> pd.DataFrame:

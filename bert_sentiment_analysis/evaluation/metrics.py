@@ -253,7 +253,8 @@ def evaluate(config: EvaluateConfig) -> None:
     figures = report_figures(labels, logits, predictor.card.temperature, predictor.card.label_names, run.folder)
     run.finish(model=predictor.classifier.name, data=config.data, seed=config.seed, metrics=figures)
     sys.stdout.write("".join(f"{name:20} {value:.4f}\n" for name, value in figures.items()))
-    logger.info("%s on %s: accuracy %.4f; saved in %s", config.model, config.data, figures["accuracy"], run.folder)
+    logger.info("%s on %s texts of the %s split of %s: accuracy %.4f; saved in %s", config.model, f"{len(labels):,}",
+                config.split, config.data, figures["accuracy"], run.folder)  # fmt: skip
 
 
 def report_figures(

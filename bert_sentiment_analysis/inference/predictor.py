@@ -299,7 +299,7 @@ class PredictConfig(PredictorConfig):
         super().__post_init__()
         check_range("threshold", self.threshold, 0, 1)
         check_range("batch_size", self.batch_size, 1)
-        if self.output != "-" and Path(self.output).suffix not in (".jsonl", ".csv"):
+        if self.output != "-" and (Path(self.output).suffix not in (".jsonl", ".csv") or Path(self.output).is_dir()):
             raise InputError(f"output must be a .jsonl or .csv file. Got {self.output!r}.")
 
 

@@ -161,11 +161,11 @@ def _further(
     from peft import PeftModel
 
     card = Card.load(folder)
-    rank = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["r"]
+    rank = _from(source, lambda: json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["r"])
     if lora_rank not in (0, rank):
         raise InputError(f"lora_rank must be {rank} to tune {source} further, or 0. Got {lora_rank}.")
     base = new_classifier(card.base, card.label_names, encoding, dropout=dropout)
-    model = _from(source, lambda: PeftModel.from_pretrained(base.model, folder, is_trainable=True))
+    model = _from(source, lambda: PeftModel.from_pretrained(base.model, str(folder), is_trainable=True))
     for config in model.peft_config.values():
         config.base_model_name_or_path = base.model.name_or_path  # where checkpoints look for its vocabulary
     base_name = card.base
@@ -263,11 +263,23 @@ def load_classifier(name: str, label_names: list[str] | None = None) -> Classifi
     """
     source = resolve(name, builtins=BUILTIN_ADAPTERS)
     folder = Path(_location(source))
+    if source.origin == "path" and not any((folder / file).is_file() for file in (CARD, "config.json")):
+        raise InputError(
+            f"{source} can't be loaded as a classifier: there is no model in it.", hint=_what_is_in(folder)
+        )
     classifier = _load_tuned(source, folder) if (folder / CARD).is_file() else _load_foreign(source)
     if label_names is not None:
         check_labels(source, classifier.card, label_names)
     classifier.model.eval()
     return classifier
+
+
+def _what_is_in(folder: Path) -> str:
+    """Say what a folder without a model is, if it is a run's."""
+    seeds = sorted(path.name for path in folder.glob("seed-*"))
+    if seeds:
+        return f"{folder / seeds[0]} is the model of one of its seeds"
+    return "the run is not finished: --resume true goes on with it" if (folder / "checkpoints").is_dir() else ""
 
 
 def _load_tuned(source: Source, folder: Path) -> Classifier:
@@ -280,7 +292,7 @@ def _load_tuned(source: Source, folder: Path) -> Classifier:
             from peft import PeftModel
 
             base = new_classifier(card.base, card.label_names, card.encoding)
-            model = PeftModel.from_pretrained(base.model, folder).merge_and_unload()
+            model = PeftModel.from_pretrained(base.model, str(folder)).merge_and_unload()
             return Classifier(model, base.tokenizer, card, str(source))
         model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
         if list(model.config.id2label.values()) != card.label_names:

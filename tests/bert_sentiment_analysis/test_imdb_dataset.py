@@ -392,3 +392,20 @@ def test_a_damaged_table_is_an_error(name: str, content: bytes) -> None:
     Path(name).write_bytes(content)
     with pytest.raises((InputError, OSError)):
         read_table(Path(name))
+
+
+@pytest.mark.parametrize("rows", ["Bad film, really awful,negative", "good film,positive,", "a,b,c,d"])
+def test_a_row_with_too_many_cells_shifts_nothing(rows: str) -> None:
+    Path("t.csv").write_text(f"text,label\n{rows}\n{rows}\n")
+    with pytest.raises(InputError, match="t.csv can't be read as csv"):
+        read_table(Path("t.csv"))
+
+
+def test_a_model_that_knows_its_labels_is_measured_on_texts_of_one() -> None:
+    Path("set").mkdir()
+    Path("set/test.csv").write_text("text,label\na,good\nb,good\n")
+    splits = load_data(DataConfig(data="set"), label_names=["bad", "good"], needed=["test"])
+    assert splits["test"]["label"] == [1, 1]
+    Path("bad.jsonl").write_text('{"text": "a"}\n\n{"text": }\n')
+    with pytest.raises(InputError, match="line 3: Expecting value"):
+        read_table(Path("bad.jsonl"))

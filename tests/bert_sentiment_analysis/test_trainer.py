@@ -230,6 +230,11 @@ def test_a_model_in_disorder_is_one_error(tiny: Path) -> None:
     Path("saved/sentiment.json").write_text("{}")
     with pytest.raises(InputError, match="sentiment.json is damaged"):
         load_classifier("saved")
+    (Path("run") / "seed-0").mkdir(parents=True)
+    with pytest.raises(
+        InputError, match="run can't be loaded as a classifier: there is no model in it.\nhint: run/seed-0"
+    ):
+        load_classifier("run")
     with pytest.raises(InputError, match=r"max_length must be in \[8, 64\] for this model. Got 65."):
         new_classifier(str(tiny), NAMES, Encoding(65))
     with pytest.raises(InputError, match="can't be loaded as a classifier"):
