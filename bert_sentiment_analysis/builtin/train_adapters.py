@@ -246,7 +246,7 @@ def train_adapter(config: AdapterConfig) -> None:
 
 
 def average(files: list[Path], target: Path) -> None:
-    """Write the mean of several stages' weights, better than each (model soups, Wortsman et al., 2022, 2203.05482)."""
+    """Write the mean of several stages' weights (model soups, Wortsman et al., 2022, 2203.05482)."""
     from safetensors.torch import load_file, save
 
     weights = [load_file(file) for file in files]
@@ -263,7 +263,7 @@ def logits_of(domain: str, pairs: list[Pair]) -> tuple[NDArray[np.integer], NDAr
 
 
 def held_out(domain: str, folder: Path, test: list[Pair]) -> dict[str, dict[str, float]]:
-    """Measure the embedded adapter on the texts that nothing was chosen by: set → figures."""
+    """Measure the embedded adapter on texts that nothing was learned from: set → figures."""
     reviews = set(imdb(folder)) if domain == "movies" else set()
     sets = {"IMDB reviews": [pair for pair in test if pair in reviews],
             "SST-2 dev" if reviews else domain: [pair for pair in test if pair not in reviews]}  # fmt: skip
