@@ -109,6 +109,7 @@ def parse(
         allow_abbrev=False,
         default_config_files=[str(package_yaml)] if package_yaml else [],
     )
+    arguments = _single_items(config_class, arguments)
     parser.add_argument("--config", action="config", help="a YAML file with any of the keys below")
     parser.add_class_arguments(config_class, as_group=False)
     names = [field.name for field in dataclasses.fields(config_class) if field.init]
@@ -135,6 +136,21 @@ def parse(
         raise
     except ValueError as error:
         raise InputError(str(error), hint=f"{prog} --help") from None
+
+
+def _single_items(config_class: type, arguments: Sequence[str]) -> list[str]:
+    """Put the brackets around a list flag's values that YAML wants: ``--seeds 3``, ``--seeds 0,1``."""
+    hints = typing.get_type_hints(config_class)
+    lists = {f"--{name}" for name, hint in hints.items() if typing.get_origin(hint) is list}
+    mended: list[str] = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if equals and name in lists and not value.startswith("["):
+            argument = f"{name}=[{value}]"
+        elif mended and mended[-1] in lists and not argument.startswith(("[", "--")):
+            argument = f"[{argument}]"
+        mended.append(argument)
+    return mended
 
 
 def config_class_of(command: Command) -> type:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,15 +43,14 @@ def drawing(path: Path, width: float, height: float) -> Iterator[Figure]:
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         figure.savefig(image, format="png", dpi=130)
+    missing = [int(match[1]) for w in caught if (match := re.match(r"Glyph (\d+)", str(w.message)))]
     others = [w for w in caught if not str(w.message).startswith("Glyph")]
     for warning in others:
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    if len(others) < len(caught):
-        logger.warning(
-            "%s: no font here has some of its letters; install Noto Sans CJK, and delete %s/fontlist*.json",
-            path,
-            get_cachedir(),
-        )
+    if missing:
+        logger.warning("%s: no font here has %s, drawn as boxes", path, " ".join(map(chr, dict.fromkeys(missing))))
+    if any(0x2E80 <= letter < 0x1F000 or letter >= 0x20000 for letter in missing):
+        logger.warning("for Chinese letters install Noto Sans CJK, and delete %s/fontlist*.json", get_cachedir())
     write_atomic(path, image.getvalue())
 
 

@@ -60,7 +60,7 @@ class Run:
         resume: Go on in an existing folder instead of refusing it.
 
     Raises:
-        InputError: A run of this name exists already and ``resume`` is off.
+        InputError: A run of this name left something already and ``resume`` is off.
     """
 
     def __init__(
@@ -69,10 +69,11 @@ class Run:
         if Path(name).name != name or name == ".." or not (name or "a").isprintable():
             raise InputError(f"run must be a plain folder name. Got {name!r}.")
         self.folder = OUTPUTS / project / (name or _unused_name(OUTPUTS / project, command))
-        if (self.folder / "config.yaml").exists() and not resume:
+        # A run that failed before it did anything leaves its configuration alone.
+        if not resume and self.folder.exists() and any(path.name != "config.yaml" for path in self.folder.iterdir()):
             raise InputError(
                 f"The run {self.folder} exists already.",
-                hint="the same command with --resume true goes on with it; or another --run",
+                hint="another --run; or, to go on with a training, the same command with --resume true",
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self.folder / "config.yaml", to_yaml(config))

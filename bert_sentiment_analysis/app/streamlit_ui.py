@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import streamlit as st
 
-from bert_sentiment_analysis.data.imdb_dataset import LABEL_COLUMNS, find_column, read_table
+from bert_sentiment_analysis.data.imdb_dataset import LABEL_COLUMNS, pick_column, read_table
 from bert_sentiment_analysis.evaluation.metrics import classification_figures
 from bert_sentiment_analysis.evaluation.visualization import plot_confusion
 from bert_sentiment_analysis.inference.predictor import Explanation, Prediction, SentimentPredictor, as_csv
@@ -113,7 +113,7 @@ def many_texts(model: SentimentPredictor, threshold: float) -> None:
             path = Path(folder) / f"upload{Path(upload.name).suffix.lower()}"
             path.write_bytes(upload.getvalue())
             table = read_table(path)
-        texts = list(table[find_column(table.columns, "text", column.strip(), upload.name)])
+        texts = list(pick_column(table, "text", column.strip(), upload.name))
     except InputError as error:
         st.error(str(error.args[0]).replace(str(path), upload.name))
         return
@@ -132,7 +132,7 @@ def many_texts(model: SentimentPredictor, threshold: float) -> None:
     given = next((name for name in LABEL_COLUMNS if name in table.columns), None)
     if given is None:
         return
-    right = [label.strip().lower() for label in table[given]]
+    right = [str(label).strip().lower() for label in table[given]]
     lower = [name.lower() for name in names]
     known = [i for i, label in enumerate(right) if label in lower]
     if not known:

@@ -83,6 +83,10 @@ class DataConfig:
         check_range("test_fraction", self.test_fraction, 0, 0.5, open_low=True)
         check_range("max_train", self.max_train, 0)
 
+    def division(self, seed: int) -> dict[str, float]:
+        """Return what decides which texts of an undivided file are train, validation and test."""
+        return {"seed": seed, "validation_fraction": self.validation_fraction, "test_fraction": self.test_fraction}
+
 
 def load_data(
     config: DataConfig,
@@ -102,8 +106,8 @@ def load_data(
         needed: The splits that must be there in the end.
 
     Returns:
-        ``train``, ``validation`` and ``test``, each with the columns ``text`` (string) and ``label`` (ClassLabel);
-        without train only what is there.
+        ``train``, ``validation`` and ``test``, as far as they are there, each with the columns ``text`` (string) and
+        ``label`` (ClassLabel). Train is without leaks, and cut to ``max_train``, where it is needed.
 
     Raises:
         InputError: A column, split or label is unknown, the file is not UTF-8, or train has fewer than two labels.
@@ -113,10 +117,10 @@ def load_data(
     missing = [split for split in needed if split not in splits]
     if missing:
         raise InputError(f"{config.data} has no {' and no '.join(missing)} split, only {', '.join(splits)}.")
-    if "train" in splits:
+    if "train" in needed:
         splits["train"] = _without_leaks(splits)
         labels = set(splits["train"]["label"])
-        if len(labels) < 2 and "train" in needed:
+        if len(labels) < 2:
             found = splits["train"].features["label"].int2str(sorted(labels))
             raise InputError(
                 f"{config.data} has nothing to learn from in train: {len(splits['train'])} texts, "
@@ -195,6 +199,9 @@ def read_table(path: Path, *, header: bool = True) -> pd.DataFrame:
         path: The file; tsv has no quotes around texts, csv may have.
         header: Whether csv and tsv begin with names; if not, the columns are called 0, 1, 2 …
 
+    Returns:
+        Strings; of jsonl also its lists and objects as they are, which :func:`pick_column` refuses.
+
     Raises:
         InputError: It is not UTF-8, or not of its kind.
         OSError: It can't be read.
@@ -205,8 +212,8 @@ def read_table(path: Path, *, header: bool = True) -> pd.DataFrame:
     try:
         if kind == ".jsonl":
             with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
-                rows = [_read_object(line, number) for number, line in enumerate(file, 1) if line.strip()]
-            return _as_strings(pd.DataFrame(rows, dtype=object))
+                rows = {number: _read_object(line, number) for number, line in enumerate(file, 1) if line.strip()}
+            return _as_strings(pd.DataFrame(rows.values(), rows.keys(), dtype=object))
         if kind in (".csv", ".tsv"):
             with warnings.catch_warnings():
                 # A row with more cells than the header would otherwise shift its columns, or lose a part.
@@ -231,6 +238,8 @@ def read_table(path: Path, *, header: bool = True) -> pd.DataFrame:
 def _read_object(line: str, number: int) -> dict[str, Any]:
     try:
         row = json.loads(line)
+        if r"\ud" in line.lower():
+            json.dumps(row, ensure_ascii=False).encode()  # half a character, which no tokenizer takes
     except ValueError as error:
         raise ValueError(f"line {number}: {error}") from None
     if not isinstance(row, dict):
@@ -239,8 +248,14 @@ def _read_object(line: str, number: int) -> dict[str, Any]:
 
 
 def _as_strings(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a table with every cell as a string, empty where there is none."""
-    return frame.map(lambda cell: "" if cell is None or isinstance(cell, float) and cell != cell else str(cell))
+    """Return a table with every simple cell as a string, empty where there is none."""
+
+    def text(cell: Any) -> Any:
+        if isinstance(cell, Iterable) and not isinstance(cell, str):
+            return cell
+        return "" if cell is None or cell != cell else str(cell)
+
+    return frame.map(text)
 
 
 def _from_hub(source: Source, config: DataConfig) -> dict[str, pd.DataFrame]:
@@ -267,9 +282,11 @@ def _from_hub(source: Source, config: DataConfig) -> dict[str, pd.DataFrame]:
 
 def _two_columns(frame: pd.DataFrame, config: DataConfig, source: Source) -> pd.DataFrame:
     """Return the columns ``text`` and ``label`` of a table, without the rows where one is missing."""
-    names = {wanted: find_column(frame.columns, wanted, getattr(config, f"{wanted}_column"), source)
-             for wanted in ("text", "label")}  # fmt: skip
-    table = frame[[names["text"], names["label"]]].set_axis(["text", "label"], axis=1)
+    import pandas as pd
+
+    columns = {wanted: pick_column(frame, wanted, getattr(config, f"{wanted}_column"), source)
+               for wanted in ("text", "label")}  # fmt: skip
+    table = pd.DataFrame(columns)
     table["label"] = table["label"].str.strip()
     empty = ~table["text"].map(clean).astype(bool)
     label_map = config.label_map or _known_labels(source, config.subset, set(table["label"]) - {""})
@@ -278,7 +295,7 @@ def _two_columns(frame: pd.DataFrame, config: DataConfig, source: Source) -> pd.
         if len(missing) == len(label_map):
             values = [value for value, _ in Counter(table["label"]).most_common(10)]
             raise InputError(
-                f"None of the values of label_map stands in {names['label']!r}. It has {', '.join(values)}."
+                f"None of the values of label_map stands in {columns['label'].name!r}. It has {', '.join(values)}."
             )
         table["label"] = table["label"].map(label_map).fillna("")
     unlabelled = table["label"] == ""
@@ -310,6 +327,26 @@ def find_column(columns: Iterable[str], wanted: Literal["text", "label"], chosen
         missing = f"no column {chosen!r}" if chosen else f"no column with a usual name for the {wanted}s"
         raise InputError(f"{source} has {missing}. It has {', '.join(columns)}.", hint=f"--{wanted}_column NAME")
     return found[0]
+
+
+def pick_column(frame: pd.DataFrame, wanted: Literal["text", "label"], chosen: str, source: object) -> pd.Series:
+    """Return the column of a table that holds the texts or the labels, as strings.
+
+    Args:
+        frame: From :func:`read_table`.
+        wanted: Which.
+        chosen: Its name; empty to look for a usual one.
+        source: What to call the table in messages.
+
+    Raises:
+        InputError: There is no such column, or something else than texts stands in it.
+    """
+    column = frame[find_column(frame.columns, wanted, chosen, source)]
+    for line, cell in column.items():
+        if not isinstance(cell, str):
+            kind = "an object" if isinstance(cell, dict) else "a list"
+            raise InputError(f"{source}, line {line}: {column.name!r} must be a text or a number, not {kind}.")
+    return column
 
 
 def _carve(rows: Any, size: float, seed: int, source: object) -> tuple[Any, Any]:

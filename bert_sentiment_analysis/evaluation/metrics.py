@@ -29,7 +29,10 @@ from shared.results import Run
 from shared.runtime import set_threads
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from bert_sentiment_analysis.inference.predictor import SentimentPredictor
+    from bert_sentiment_analysis.models.bert_classifier import Card
 
 PROJECT = "bert_sentiment_analysis"
 MODULE = f"{PROJECT}.evaluation.metrics"
@@ -204,7 +207,7 @@ class MeasureConfig(DataConfig):
     batch_size: int = 32
     """Texts at a time."""
     seed: int = field(default=0, metadata=NOT_RECIPE)
-    """Of the division into splits, and of the bootstrap."""
+    """Of the division of undivided data into splits; that of the model's training where it learned from them."""
     device: str = field(default="auto", metadata=NOT_RECIPE)
     """auto, cpu, cuda or mps."""
     threads: int = field(default=0, metadata=NOT_RECIPE)
@@ -220,14 +223,36 @@ class MeasureConfig(DataConfig):
         check_range("seed", self.seed, 0, 2**31 - 1)
 
 
-def measure(model: str, config: MeasureConfig) -> tuple[SentimentPredictor, Integers, Floats]:
-    """Return a model's predictor, the right labels (N,) of the split, and the model's logits (N, K)."""
-    from bert_sentiment_analysis.inference.predictor import SentimentPredictor
+def held_back(
+    config: MeasureConfig, cards: Sequence[Card], label_names: list[str] | None
+) -> tuple[MeasureConfig, Dataset]:
+    """Load the texts that models are measured on: of data they learned from, those they did not see.
 
-    set_threads(config.threads)
-    predictor = SentimentPredictor(model, config.device)
-    rows = load_data(config, config.seed, predictor.card.label_names, needed=[config.split])[config.split]
-    return predictor, np.array(rows["label"]), score(predictor, rows["text"], config.batch_size, f"measure {model}")
+    Args:
+        config: Which data and split; its division counts only for data that no model was tuned on.
+        cards: Of the models.
+        label_names: The labels to expect, in their order.
+
+    Returns:
+        The configuration with the division that was taken, and rows with ``text`` and ``label``.
+
+    Raises:
+        InputError: Two models learned from the same data, divided differently.
+    """
+    data = Path(config.data).expanduser().resolve()
+    divisions = [card.division for card in cards
+                 if card.division and Path(card.domain).expanduser().resolve() == data]  # fmt: skip
+    chosen = [replace(config, **division) for division in divisions] or [config]
+    rows, *others = [load_data(one, one.seed, label_names, needed=[config.split])[config.split] for one in chosen]
+    if any(list(other["text"]) != list(rows["text"]) for other in others):
+        raise InputError(
+            f"The models learned from {config.data} divided differently: each knows texts that the other is tested by.",
+            hint="train both with the same --seeds, --validation_fraction and --test_fraction",
+        )
+    if chosen[0] != config:
+        taken = ", ".join(f"{name} {value:g}" for name, value in divisions[0].items())
+        logger.info("%s is divided as it was when the model learned from it: %s", config.data, taken)
+    return chosen[0], rows
 
 
 def score(predictor: SentimentPredictor, texts: Sequence[str], batch_size: int, what: str) -> Floats:
@@ -248,7 +273,13 @@ class EvaluateConfig(MeasureConfig):
 
 def evaluate(config: EvaluateConfig) -> None:
     """Measure a model; see :class:`EvaluateConfig`."""
-    predictor, labels, logits = measure(config.model, config)
+    from bert_sentiment_analysis.inference.predictor import SentimentPredictor
+
+    set_threads(config.threads)
+    predictor = SentimentPredictor(config.model, config.device)
+    config, rows = held_back(config, [predictor.card], predictor.card.label_names)
+    labels = np.array(rows["label"])
+    logits = score(predictor, rows["text"], config.batch_size, f"measure {config.model}")
     run = Run(PROJECT, MODULE, "evaluate", config, name=config.run)
     figures = report_figures(labels, logits, predictor.card.temperature, predictor.card.label_names, run.folder)
     run.finish(model=predictor.classifier.name, data=config.data, seed=config.seed, metrics=figures)
@@ -283,13 +314,20 @@ class SignificanceConfig(MeasureConfig):
 
 def significance(config: SignificanceConfig) -> None:
     """Compare two models; see :class:`SignificanceConfig`."""
-    predictor, labels, logits = measure(config.model, config)
-    other, _, other_logits = measure(config.other, config)
-    if other.card.label_names != predictor.card.label_names:
+    from bert_sentiment_analysis.inference.predictor import SentimentPredictor
+
+    set_threads(config.threads)
+    predictors = {name: SentimentPredictor(name, config.device) for name in (config.model, config.other)}
+    cards = [predictor.card for predictor in predictors.values()]
+    if cards[0].label_names != cards[-1].label_names:
         raise InputError(f"{config.other} has other labels than {config.model}.")
+    config, rows = held_back(config, cards, cards[0].label_names)
+    labels = np.array(rows["label"])
+    predicted = [score(predictors[name], rows["text"], config.batch_size, f"measure {name}").argmax(1)
+                 for name in (config.model, config.other)]  # fmt: skip
     run = Run(PROJECT, MODULE, "significance", config, name=config.run)
-    first, second, p = mcnemar(labels, logits.argmax(1), other_logits.argmax(1))
-    accuracies = [float((scores.argmax(1) == labels).mean()) for scores in (logits, other_logits)]
+    first, second, p = mcnemar(labels, *predicted)
+    accuracies = [float((one == labels).mean()) for one in predicted]
     metrics = {"accuracy": accuracies[0], "other_accuracy": accuracies[1], "only_first_right": first,
                "only_other_right": second, "p": p}  # fmt: skip
     run.finish(model=config.model, data=config.data, seed=config.seed, metrics=metrics)
@@ -319,14 +357,6 @@ def cross_domain(config: CrossDomainConfig) -> None:
 
     set_threads(config.threads)
     poles = ("negative", "positive")
-    texts: dict[str, list[tuple[str, str]]] = {}
-    for domain in config.domains:
-        rows = load_data(replace(config, data=domain), config.seed, needed=[config.split])[config.split]
-        names = rows.features["label"].names
-        pairs = [(text, names[label]) for text, label in zip(rows["text"], rows["label"], strict=True)]
-        texts[domain] = [(text, label) for text, label in pairs if label in poles]
-        if not texts[domain]:
-            raise InputError(f"No text of {domain} is labelled negative or positive.", hint="--label_map")
     run = Run(PROJECT, MODULE, "cross_domain", config, name=config.run)
     matrix = np.zeros((len(config.models), len(config.domains)))
     with progress_bar() as bar:
@@ -336,10 +366,16 @@ def cross_domain(config: CrossDomainConfig) -> None:
             if not set(poles) <= set(predictor.card.label_names):
                 raise InputError(f"{name} has no labels negative and positive, but {predictor.card.label_names}.")
             columns = [predictor.card.label_names.index(pole) for pole in poles]
-            for j, pairs in enumerate(texts.values()):
-                logits, _ = predictor.logits([text for text, _ in pairs], config.batch_size)
+            for j, domain in enumerate(config.domains):
+                _, rows = held_back(replace(config, data=domain), [predictor.card], None)
+                names = rows.features["label"].names
+                rows = rows.select([i for i, label in enumerate(rows["label"]) if names[label] in poles])
+                if not len(rows):
+                    raise InputError(f"No text of {domain} is labelled negative or positive.", hint="--label_map")
+                logits, _ = predictor.logits(rows["text"], config.batch_size)
                 chosen = logits[:, columns].argmax(1)
-                matrix[i, j] = np.mean([poles[k] == label for k, (_, label) in zip(chosen, pairs, strict=True)])
+                right = [poles[k] == names[label] for k, label in zip(chosen, rows["label"], strict=True)]
+                matrix[i, j] = np.mean(right)
                 bar.advance(task)
     plot_matrix(matrix, config.models, config.domains, run.folder / "cross_domain.png", title="accuracy across domains",
                 xlabel="test texts", ylabel="model", low=0.5)  # fmt: skip

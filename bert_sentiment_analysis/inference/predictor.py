@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import logging
+import os
 import sys
 import unicodedata
 from collections import Counter
@@ -25,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bert_sentiment_analysis.data.imdb_dataset import find_column, read_table
+from bert_sentiment_analysis.data.imdb_dataset import pick_column, read_table
 from bert_sentiment_analysis.data.preprocessor import clean, cut, encode, special_tokens
 from bert_sentiment_analysis.evaluation.metrics import softmax
 from bert_sentiment_analysis.evaluation.visualization import plot_attributions
@@ -306,12 +307,14 @@ class PredictConfig(PredictorConfig):
 def predict(config: PredictConfig) -> None:
     """Label texts; see :class:`PredictConfig`."""
     set_threads(config.threads)
-    texts = read_texts(config.input, config.text_column)
-    predictor = SentimentPredictor(config.model, config.device, config.dtype)
-    run = Run(PROJECT, MODULE, "predict", config, name=config.run)
     target = Path(config.output)
     part = target.with_name(f"{target.name}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(part.parent, os.W_OK):  # noticed before the work, not after
+        raise PermissionError(f"{part.parent} can't be written to")
+    texts = read_texts(config.input, config.text_column)
+    predictor = SentimentPredictor(config.model, config.device, config.dtype)
+    run = Run(PROJECT, MODULE, "predict", config, name=config.run)
     counts: Counter[str | None] = Counter()
     with (
         nullcontext(sys.stdout) if config.output == "-" else part.open("w", encoding="utf-8", newline="") as file,
@@ -358,8 +361,7 @@ def read_texts(place: str, text_column: str = "") -> list[str]:
         OSError: It can't be read.
     """
     if Path(place).name.removesuffix(".gz").endswith((".csv", ".tsv", ".jsonl")):
-        frame = read_table(Path(place))
-        texts = list(frame[find_column(frame.columns, "text", text_column, place)])
+        texts = list(pick_column(read_table(Path(place)), "text", text_column, place))
     else:
         if place == "-" and sys.stdin.isatty():
             logger.info("reading texts from the terminal, one a line; Ctrl-D ends")

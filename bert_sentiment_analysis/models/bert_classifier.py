@@ -11,7 +11,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Card:
         encoding: How its texts were tokenized.
         temperature: Divides the logits so that probabilities mean what they say; fitted on validation.
         domain: What it was tuned on.
+        division: The seed and fractions by which that was divided into train, validation and test.
     """
 
     label_names: list[str]
@@ -47,6 +48,7 @@ class Card:
     encoding: Encoding
     temperature: float = 1.0
     domain: str = ""
+    division: dict[str, float] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write ``sentiment.json``."""
@@ -135,9 +137,7 @@ def new_classifier(
 
     tokenizer, model = _from(source, load)
     check_length(model, encoding)
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = dropout
+    set_dropout(model, dropout)
     if lora_rank:
         from peft import LoraConfig, TaskType, get_peft_model
 
@@ -164,17 +164,22 @@ def _further(
     rank = _from(source, lambda: json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["r"])
     if lora_rank not in (0, rank):
         raise InputError(f"lora_rank must be {rank} to tune {source} further, or 0. Got {lora_rank}.")
-    base = new_classifier(card.base, card.label_names, encoding, dropout=dropout)
+    base = new_classifier(card.base, card.label_names, encoding)
     model = _from(source, lambda: PeftModel.from_pretrained(base.model, str(folder), is_trainable=True))
     for config in model.peft_config.values():
         config.base_model_name_or_path = base.model.name_or_path  # where checkpoints look for its vocabulary
     base_name = card.base
     if not lora_rank:
         model, base_name = model.merge_and_unload().requires_grad_(True), str(source)
+    set_dropout(model, dropout)
+    return Classifier(model, base.tokenizer, Card(card.label_names, base_name, encoding, domain=domain), str(source))
+
+
+def set_dropout(model: nn.Module, p: float) -> None:
+    """Give every dropout layer of a model the same probability, adapters included."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
-            module.p = dropout
-    return Classifier(model, base.tokenizer, Card(card.label_names, base_name, encoding, domain=domain), str(source))
+            module.p = p
 
 
 def check_labels(source: Source, card: Card, label_names: list[str]) -> None:

@@ -18,6 +18,7 @@ import shlex
 import statistics
 import sys
 import time
+import zipfile
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -443,6 +444,7 @@ def train_once(config: TrainConfig, seed: int, folder: Path) -> Trained:
     labels = {split: np.array(splits[split]["label"]) for split in ("validation", "test")}
     logits = {split: score(predictor, splits[split]["text"], config.batch_size, split) for split in labels}
     classifier.card.temperature = fit_temperature(logits["validation"], labels["validation"])
+    classifier.card.division = config.division(seed)
     classifier.card.save(model)
     figures = report_figures(labels["test"], logits["test"], classifier.card.temperature, names, folder)
     validation = classification_figures(labels["validation"], softmax(logits["validation"]))
@@ -500,14 +502,26 @@ def read_progress(folder: Path) -> dict[str, float]:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint that was written to its end: the trainer's state is its last file."""
-    whole = []
-    for path in folder.glob("checkpoint-*/trainer_state.json"):
+    """Return the newest checkpoint whose files can all be read to their ends: a kill may have cut one short."""
+    from safetensors import SafetensorError, safe_open
+
+    def step(checkpoint: Path) -> int:
+        return int(checkpoint.name.partition("-")[2])
+
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=step, reverse=True):
         try:
-            whole.append((json.loads(path.read_text(encoding="utf-8"))["global_step"], path.parent))
-        except (ValueError, KeyError):  # cut short by a kill
-            continue
-    return max(whole)[1] if whole else None
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))  # its last file
+            for file in checkpoint.iterdir():
+                if file.suffix == ".safetensors":
+                    with safe_open(file, "pt"):
+                        pass
+                elif file.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(file):
+                    raise ValueError(f"{file.name} is cut short")
+        except (OSError, ValueError, SafetensorError) as error:
+            logger.warning("%s is left aside, it is not whole: %s", checkpoint, error)
+        else:
+            return checkpoint
+    return None
 
 
 def resume_flags(folder: Path) -> str:

@@ -386,7 +386,7 @@ def test_numbers_in_jsonl_stay_as_they_stand_there() -> None:
 @pytest.mark.parametrize(("name", "content"), [
     ("lists.jsonl", b'["a", 1]\n'), ("cut.csv.gz", gzip.compress(b"text,label\na,b\n" * 99)[:30]),
     ("not.csv.gz", b"text"), ("cut.jsonl.gz", gzip.compress(b'{"text": "a"}' * 99)[:20]),
-    ("deep.jsonl", b"[" * 100_000),
+    ("deep.jsonl", b"[" * 100_000), ("half.jsonl", rb'{"text": "a \ud83d", "label": 1}'),
 ])  # fmt: skip
 def test_a_damaged_table_is_an_error(name: str, content: bytes) -> None:
     Path(name).write_bytes(content)
@@ -409,3 +409,13 @@ def test_a_model_that_knows_its_labels_is_measured_on_texts_of_one() -> None:
     Path("bad.jsonl").write_text('{"text": "a"}\n\n{"text": }\n')
     with pytest.raises(InputError, match="line 3: Expecting value"):
         read_table(Path("bad.jsonl"))
+
+
+@pytest.mark.parametrize(("cell", "kind"), [('["a", "b"]', "a list"), ('{"a": 1}', "an object")])
+@pytest.mark.parametrize("column", ["text", "label"])
+def test_a_text_or_label_that_is_a_list_is_named_with_its_line(column: str, cell: str, kind: str) -> None:
+    row = {"text": '"a"', "label": "1", column: cell}
+    lines = ['{"text": "a", "label": 0, "tags": ["x"]}', "", f'{{"text": {row["text"]}, "label": {row["label"]}}}']
+    Path("rows.jsonl").write_text("\n".join(lines))
+    with pytest.raises(InputError, match=f"rows.jsonl, line 3: '{column}' must be a text or a number, not {kind}"):
+        load_data(DataConfig(data="rows.jsonl"))

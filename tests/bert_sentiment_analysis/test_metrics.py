@@ -1,6 +1,7 @@
 """Figures agree with scikit-learn and scipy, or with their definition; the commands write what they promise."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics
 
+from bert_sentiment_analysis.data.preprocessor import Encoding
 from bert_sentiment_analysis.evaluation.metrics import (
     MODULE,
     bootstrap_interval,
@@ -23,6 +25,7 @@ from bert_sentiment_analysis.evaluation.metrics import (
     significance,
     softmax,
 )
+from bert_sentiment_analysis.models.bert_classifier import Card
 from shared.config import run_commands
 
 RUNS = Path("outputs/bert_sentiment_analysis")
@@ -148,6 +151,30 @@ def test_evaluate_leaves_figures_and_plots(relabelled: Path, capsys: pytest.Capt
 def test_models_with_other_labels_are_refused(relabelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("evaluate", "--model", str(relabelled), "--data", "builtin:tweets") == 2
     assert "labels that the model does not know: 'neutral'" in capsys.readouterr().err
+
+
+def test_texts_that_a_model_learned_from_are_not_what_it_is_measured_on(
+    relabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [f"text number {i},{('negative', 'positive')[i % 2]}" for i in range(100)]
+    (tmp_path / "own.csv").write_text("text,label\n" + "\n".join(lines))
+    models = []
+    for seed in (3, 4):
+        models.append(tmp_path / f"seed-{seed}")
+        shutil.copytree(relabelled, models[-1])
+        division = {"seed": seed, "validation_fraction": 0.1, "test_fraction": 0.3}
+        Card(["negative", "positive"], "x", Encoding(32), domain="own.csv", division=division).save(models[-1])
+    one, other = map(str, models)
+    for data, texts in (("own.csv", 30), ("./own.csv", 30), ("copy.csv", 10)):
+        (tmp_path / "copy.csv").write_text((tmp_path / "own.csv").read_text())
+        assert cli("evaluate", "--model", one, "--data", data) == 0
+        said = capsys.readouterr().err
+        assert f"on {texts} texts of the test split of {data}" in said
+        assert ("divided as it was when the model learned from it: seed 3" in said) == (texts == 30)
+    assert cli("significance", "--model", one, "--other", other, "--data", "own.csv") == 2
+    assert "divided differently: each knows texts that the other is tested by" in capsys.readouterr().err
+    assert cli("significance", "--model", one, "--other", other, "--data", "builtin:products") == 0
+    assert cli("cross_domain", "--models", one, "--domains", "own.csv,builtin:movies") == 0
 
 
 def test_significance_compares_two_models(relabelled: Path, capsys: pytest.CaptureFixture[str]) -> None:

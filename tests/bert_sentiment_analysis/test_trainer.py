@@ -438,13 +438,31 @@ def test_another_recipe_or_a_finished_run_can_not_go_on(recipe: list[str], capsy
     assert "There is no run outputs/bert_sentiment_analysis/typo to go on with" in capsys.readouterr().err
 
 
-def test_a_checkpoint_cut_short_is_passed_over(tmp_path: Path) -> None:
-    for step, content in ((10, '{"global_step": 10}'), (20, '{"global_'), (9, '{"global_step": 9}')):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}/trainer_state.json").write_text(content)
-    (tmp_path / "checkpoint-30").mkdir()
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
-    assert last_checkpoint(tmp_path / "nothing") is None
+def test_a_checkpoint_cut_short_is_passed_over(recipe: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("train", *recipe, "--epochs=1", "--lora_rank=2", "--evaluations=3", "--run", "mine") == 0
+    older, newest = sorted((RUNS / "mine/checkpoints").iterdir(), key=lambda path: int(path.name.split("-")[1]))
+    assert last_checkpoint(newest.parent) == newest
+    for file in (path for path in newest.iterdir() if path.suffix in (".json", ".pt", ".safetensors")):
+        whole = file.read_bytes()
+        if file.name not in ("adapter_config.json", "tokenizer.json", "tokenizer_config.json"):  # nothing learned
+            file.write_bytes(whole[: len(whole) // 2])
+            assert last_checkpoint(newest.parent) == older, file
+            assert f"{newest} is left aside, it is not whole" in capsys.readouterr().err
+        file.write_bytes(whole)
+    (newest / "optimizer.pt").write_bytes(b"")
+    for file in ("results.json", "model/sentiment.json"):
+        (RUNS / "mine" / file).unlink()
+    flags = ["--epochs=1", "--lora_rank=2", "--evaluations=3", "--run", "mine", "--resume", "true"]
+    assert cli("train", *recipe, *flags) == 0
+    assert last_checkpoint(newest.parent / "nothing") is None
+
+
+def test_a_run_that_failed_before_it_began_does_not_keep_its_name(recipe: list[str]) -> None:
+    words = Path("words.csv").read_text()
+    Path("words.csv").write_text("text,label\na,b\n")
+    assert cli("train", *recipe, "--epochs=0.2", "--run", "mine") == 2
+    Path("words.csv").write_text(words)
+    assert cli("train", *recipe, "--epochs=0.2", "--run", "mine") == 0
 
 
 def test_models_are_compared_and_one_that_can_not_be_had_is_a_row(

@@ -126,6 +126,26 @@ def test_the_command_of_a_run_repeats_it() -> None:
     assert get(*words[4:]) == config
 
 
+@dataclass
+class Lists:
+    """Several at once."""
+
+    seeds: list[int] = field(default_factory=lambda: [0])
+    models: list[str] = field(default_factory=list)
+    text: str = ""
+
+
+@pytest.mark.parametrize(("arguments", "seeds", "models"), [
+    (["--seeds", "3"], [3], []),
+    (["--seeds=3"], [3], []),
+    (["--seeds", "[3, 4]", "--models=builtin:x"], [3, 4], ["builtin:x"]),
+    (["--models", "a/b,builtin:x", "--seeds", "0,1"], [0, 1], ["a/b", "builtin:x"]),
+])  # fmt: skip
+def test_a_list_needs_no_brackets(arguments: list[str], seeds: list[int], models: list[str]) -> None:
+    config = parse(Lists, arguments, "python -m p.m c")
+    assert (config.seeds, config.models) == (seeds, models)
+
+
 def test_a_command_names_its_dataclass() -> None:
     def command(config: Config) -> None: ...
 

@@ -38,9 +38,12 @@ def test_letters_that_no_font_has_are_told_of_once(
     with warnings.catch_warnings(), caplog.at_level(logging.WARNING, "shared"):
         warnings.simplefilter("error")
         with drawing(Path("plot.png"), 4, 2) as figure:
-            figure.suptitle("\ue000\ue001")  # private letters, in no font
+            figure.suptitle("\U0001f984\U0001f984 a")  # a unicorn
     [record] = caplog.records
-    assert record.getMessage().startswith("plot.png: no font here has some of its letters")
+    assert record.getMessage() == "plot.png: no font here has \U0001f984, drawn as boxes"
+    with drawing(Path("plot.png"), 4, 2) as figure:
+        figure.suptitle("好")
+    assert "install Noto Sans CJK" in caplog.records[-1].getMessage()
 
 
 def test_other_warnings_stay_warnings() -> None:
