@@ -14,7 +14,11 @@ PROJECT_READMES = sorted(path for path in ROOT.glob("*/README.md") if (path.pare
 DOCUMENTS = [ENGLISH, CHINESE, ROOT / "CONTRIBUTING.md", *PROJECT_READMES]
 
 BLOCK = re.compile(r"^```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^```\s*$", re.M | re.S)
-RUNNABLE = re.compile(r"(?P<excuse><!-- not run: [^>]+-->\s*)?^```bash[^\n]*\n(?P<text>.*?)^```\s*$", re.M | re.S)
+RUNNABLE = re.compile(
+    r"(?P<excuse><!-- not run: [^>]+-->\s*)?(?:<!-- tests add to the first: (?P<flags>[^>]+?) -->\s*)?"
+    r"^```bash[^\n]*\n(?P<text>.*?)^```\s*$",
+    re.M | re.S,
+)
 LINK = re.compile(r"""\]\(<?([^)\s>]+)>?[^)]*\)|(?:src|href|srcset)="([^"\s]+)""")
 
 
@@ -27,10 +31,18 @@ def text_of(path: Path) -> str:
 
 
 def commands_in(readme: str) -> list[str]:
-    """Return the commands of all ```bash blocks that no ``<!-- not run: reason -->`` stands before."""
-    blocks = [match["text"] for match in RUNNABLE.finditer(readme) if not match["excuse"]]
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    """Return the commands of all ```bash blocks that no ``<!-- not run: reason -->`` stands before.
+
+    ``<!-- tests add to the first: --steps 50 -->`` makes a training short, whose full length `make demo` runs.
+    """
+    commands = []
+    for match in RUNNABLE.finditer(readme):
+        lines = match["text"].replace("\\\n", " ").splitlines()
+        block = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        if match["flags"]:
+            block[0] += f" {match['flags']}"
+        commands += [] if match["excuse"] else block
+    return commands
 
 
 def table_rows(markdown: str) -> list[list[str]]:
@@ -118,6 +130,7 @@ def test_a_project_readme_opens_with_its_chinese_overview(readme: Path) -> None:
 def test_the_checks_above_can_fail() -> None:
     readme = "```bash\npython a \\\n --b\n# why\n```\n<!-- not run: gigabytes -->\n```bash\nc\n```\n```bash\nd\n```\n"
     assert commands_in(readme) == ["python a   --b", "d"]
+    assert commands_in("<!-- tests add to the first: --x 1 -->\n```bash\na\nb\n```\n") == ["a --x 1", "b"]
     assert untranslatable("about 2 min, `x`") == untranslatable("约 2 分钟，`x`") != untranslatable("约 3 分钟，`x`")
     headings = "# One, `two`!\n## A b\n## A b\n```\n# no\n```\n## 中文速览\n"
     assert anchors_of(headings) == {"one-two", "a-b", "a-b-1", "中文速览"}
