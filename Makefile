@@ -6,12 +6,12 @@
 PYTHON ?= python3
 override PYTHON := $(or $(PYTHON),python3)
 # What .venv gets: a project with an extra of its own adds the extra's name here when it arrives.
-EXTRAS ?= dev,track,sentiment
+EXTRAS ?= dev,track,sentiment,qa
 VENV_PYTHON := .venv/bin/python
 STAMP := .venv/.installed-$(EXTRAS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve-sentiment test setup lint constraints clean broken
+.PHONY: help demo serve-sentiment serve-qa test setup lint constraints clean broken
 
 help: ## Show this list
 	@sed -n 's/^\([a-z%-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | sed 's/%/<short>/' | awk -F'|' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -19,11 +19,15 @@ help: ## Show this list
 demo: $(STAMP) ## Run every project on its embedded default, then show the figures beside what was promised
 	$(VENV_PYTHON) -m transformer_from_scratch.train_simple_lm train
 	$(VENV_PYTHON) -m bert_sentiment_analysis.models.trainer train
+	$(VENV_PYTHON) -m qa_system.evaluation.answer_quality evaluate
 	$(VENV_PYTHON) -m shared.results
 	@echo "Next: source .venv/bin/activate, and the commands of the projects' READMEs."
 
 serve-sentiment: $(STAMP) ## Open the sentiment demo in a browser (ARGS='--server.port 8502')
 	$(VENV_PYTHON) -m streamlit run bert_sentiment_analysis/app/streamlit_ui.py --server.address localhost $(ARGS)
+
+serve-qa: $(STAMP) ## Open the question-answering demo in a browser (ARGS='--server.port 8502')
+	$(VENV_PYTHON) -m streamlit run qa_system/app/streamlit_ui.py --server.address localhost $(ARGS)
 
 test: $(STAMP) ## Run all tests (ARGS='-m "not slow"' for the quick ones)
 	HF_HUB_OFFLINE=1 $(VENV_PYTHON) -m pytest $(ARGS)

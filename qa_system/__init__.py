@@ -1,0 +1,1 @@
+"""Questions answered from documents, every quote checked against its page."""

@@ -1,0 +1,1 @@
+"""The system as a service and as a page."""

@@ -1,0 +1,1 @@
+"""Embedded documents and questions, and the script that makes them."""

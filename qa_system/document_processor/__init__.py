@@ -1,0 +1,1 @@
+"""Documents read, cut into chunks, and kept as vectors."""

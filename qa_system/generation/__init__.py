@@ -1,0 +1,1 @@
+"""Answers from retrieved passages, and the check of what they cite."""

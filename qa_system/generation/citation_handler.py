@@ -1,0 +1,453 @@
+"""Quotes for answers: found, and checked so that each ``[n]`` stands in its document word for word, or goes.
+
+:func:`weigh` finds the sentence or two among the hits that most likely hold an answer, and how likely they do.
+
+A model's ``[2]`` points at the second passage it was shown. What it claims there is looked up in that passage: words in
+quotation marks must stand in it as they are; else the sentence, or two, with most of the claim's words is the quote, if
+that is enough of them and all its numbers. Nothing is guessed: a mark without such a quote is taken out and counted.
+
+    stream = CitationStream(hits, library.document)
+    text = stream.feed("The fare is £9.40 [1]. Dogs travel free [7].") + stream.close()
+    stream.citations[0].quote, stream.dropped  # → the sentence with the fare, 1
+"""
+
+from __future__ import annotations
+
+import functools
+import html
+import json
+import math
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qa_system.document_processor.pdf_reader import Document, Limits, page_picture
+from qa_system.document_processor.text_splitter import Chunk, sentences
+from qa_system.retrieval.dense_retrieval import MissingDocumentError
+from qa_system.retrieval.sparse_retrieval import Hit, tokenize
+
+if TYPE_CHECKING:
+    from langchain_core.embeddings import Embeddings
+    from PIL.Image import Image
+
+WEIGHTS = Path(__file__).parents[1] / "builtin" / "evidence.json"
+READ = 5  # hits whose sentences are weighed
+
+ENOUGH = 0.6  # share of a claim's words that its quote must have
+MARK = re.compile(r"[\[【]\s*(\d{1,3}(?:\s*[,，、;；]\s*\d{1,3})*)\s*[\]】]")
+BEGUN = re.compile(r"\s*(?:[\[【][\d\s,，、;；]{0,30})?$")  # what may yet become a mark, with the blanks before it
+QUOTED = re.compile(r"[\"“”«»「『]([^\"“”«»「」『』]{8,})[\"“”«»」』]")
+WORD = re.compile(r"[\u3400-\u9fff]|[^\W\d_]+|\d+")
+HOLLOW = frozenset(
+    "的了吗呢么什怎谁哪几多少是在有要会能可以请问我你您他她它这那个一不也都和与或及被把从到对为"
+)  # of questions
+NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
+ALIKE = str.maketrans({**dict.fromkeys("“”„«»", '"'), **dict.fromkeys("‘’‚`´", "'"), **dict.fromkeys("‐‑‒–—−", "-")})
+
+
+@dataclass(frozen=True)
+class Citation:
+    """A quote and where it stands: ``document.text[start:end] == quote``.
+
+    Attributes:
+        number: As in the answer's ``[number]``, from 1.
+        document_id: SHA-256 of the file.
+        document_name: Its name.
+        page: Number of the page on which the quote begins; 1 is the first sheet.
+        page_label: What is printed on that page.
+        start: In the document's text.
+        end: Exclusive.
+        quote: Those characters.
+    """
+
+    number: int
+    document_id: str
+    document_name: str
+    page: int
+    page_label: str
+    start: int
+    end: int
+    quote: str
+
+    @classmethod
+    def of(cls, number: int, document: Document, start: int, end: int) -> Citation:
+        """Cite a span of a document, without the blanks around it."""
+        quote = document.text[start:end]
+        start += len(quote) - len(quote.lstrip())
+        quote = quote.strip()
+        page = document.page_at(start)
+        return cls(number, document.id, document.name, page.number, page.label, start, start + len(quote), quote)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name."""
+        return asdict(self)
+
+
+def verify(citation: Citation, document: Document) -> bool:
+    """Tell whether a quote stands word for word where its citation says: document, page, characters."""
+    return (
+        bool(citation.quote)
+        and citation.document_id == document.id
+        and 0 <= citation.start < citation.end <= len(document.text)
+        and document.text[citation.start : citation.end] == citation.quote
+        and document.page_at(citation.start).number == citation.page
+    )
+
+
+def locate(text: str, quote: str, start: int = 0, end: int | None = None) -> tuple[int, int] | None:
+    """Find a quote in a text word for word; only blanks and the shapes of quotation marks and dashes may differ.
+
+    Args:
+        text: To look in.
+        quote: To look for.
+        start: Where to begin.
+        end: Where to stop, exclusive.
+
+    Returns:
+        Its first span, or None.
+    """
+    words = quote.translate(ALIKE).split()
+    if not words:
+        return None
+    found = re.compile(r"\s+".join(map(re.escape, words))).search(text.translate(ALIKE), start, end or len(text))
+    return found.span() if found else None
+
+
+def supporting_span(claim: str, passage: str) -> tuple[int, int] | None:
+    """Find what a passage says for a claim: the words it has in quotation marks, else the sentence or two most like it.
+
+    Args:
+        claim: A sentence or a part of one.
+        passage: The text of the passage it cites.
+
+    Returns:
+        A span of the passage; None where quoted words are not there, or fewer than :data:`ENOUGH` of the claim's
+        words, or not all its numbers, stand in any two sentences.
+    """
+    quoted = [match[1].strip(" .,;，。") for match in QUOTED.finditer(claim)]
+    if quoted:
+        spans = [locate(passage, words) for words in quoted]
+        return max((s for s in spans if s), key=lambda s: s[1] - s[0], default=None) if all(spans) else None
+    wanted, numbers = set(tokenize(claim)), set(NUMBER.findall(claim))
+    parts = sentences(passage)
+    best, best_share = None, ENOUGH
+    for length in (1, 2):  # two only where they have more
+        for first, last in zip(parts, parts[length - 1 :], strict=False):
+            span = first[0], last[1]
+            words = passage[slice(*span)]
+            share = len(wanted & set(tokenize(words))) / max(len(wanted), 1)
+            if numbers <= set(NUMBER.findall(words)) and (share > best_share or best is None and share == ENOUGH):
+                best, best_share = span, share
+    return best
+
+
+# --- Evidence ---------------------------------------------------------------------------------------------------------
+
+FEATURES = ("sentence", "passage", "words", "words_around", "two")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A quote for a question: a sentence, two of them, or the row of a table.
+
+    Attributes:
+        hit: Index of its hit.
+        start: In the text of the hit's chunk.
+        end: Exclusive.
+        header: Span of the row with the names of the columns, if it is the row of a table that has one.
+        features: By the names of :data:`FEATURES`.
+        confidence: Probability that it holds the answer, in [0, 1]; see :func:`weigh`.
+    """
+
+    hit: int = -1
+    start: int = 0
+    end: int = 0
+    header: tuple[int, int] | None = None
+    features: tuple[float, ...] = ()
+    confidence: float = 0.0
+
+
+@functools.cache
+def weights() -> dict[str, Any]:
+    """Return what ``qa_system.builtin.fit_evidence`` learned."""
+    loaded: dict[str, Any] = json.loads(WEIGHTS.read_text(encoding="utf-8"))
+    return loaded
+
+
+def threshold_of_refusal() -> float:
+    """Return the confidence below which an answer is refused, unless said otherwise."""
+    return float(weights()["confidence"]["threshold"])
+
+
+def reads(embedding: Embeddings, text: str) -> bool:
+    """Tell whether a model knows the characters of a text; models that don't say so are taken to."""
+    return bool(getattr(embedding, "reads", lambda _: True)(text))
+
+
+def candidates(question: str, hits: Sequence[Hit], embedding: Embeddings) -> list[Evidence]:
+    """List every sentence, every two neighbors and every row of the first :data:`READ` hits, with what speaks for them.
+
+    The features: cosine of the question with the sentence (the nearer of two); with the whole passage; share of the
+    question's words in the sentences; in the passage; 1 for two sentences, 0 for one. A row is read with its header.
+    Both cosines are 0 where the embedding's model does not know the question's characters.
+    """
+    asked = np.asarray(embedding.embed_query(question), dtype=np.float32) * reads(embedding, question)
+    said = tokenize(question)
+    wanted = {word for word in said if not HOLLOW & set(word)} or set(said)
+    found = []
+    for number, hit in enumerate(hits[:READ]):
+        parts = _parts(hit.chunk.text, embedding)
+        cosines = [float(part.vector @ asked) for part in parts]
+        words = [wanted & part.words for part in parts]
+        passage = hit.scores.get("dense", max(cosines, default=0.0)) * reads(embedding, question)
+        around = len(set().union(*words)) / max(len(wanted), 1)
+        for length in (1, 2):
+            for first, last in zip(range(len(parts)), range(length - 1, len(parts)), strict=False):
+                between = hit.chunk.text[parts[first].end : parts[last].start]
+                if length == 2 and (parts[first].row or parts[last].row or "\n\n" in between):
+                    continue  # neighbors are of one paragraph
+                share = len(words[first] | words[last]) / max(len(wanted), 1)
+                features = (max(cosines[first], cosines[last]), passage, share, around, float(length - 1))
+                header = parts[first].header
+                found.append(Evidence(number, parts[first].start, parts[last].end, header, features))
+    return found
+
+
+def weigh(question: str, hits: Sequence[Hit], embedding: Embeddings) -> Evidence:
+    """Find the quote that most likely answers a question.
+
+    A linear model of the features chooses it. Logistic regression on its two cosines says how likely it holds an
+    answer at all (Platt, 1999). Both were fitted by ``qa_system.builtin.fit_evidence``. Where there are no cosines, as
+    for Chinese questions to an English model, it is the share of the question's words that the passage has.
+
+    Args:
+        question: Any text.
+        hits: Best first.
+        embedding: That of the library.
+
+    Returns:
+        The best candidate with its confidence; one of confidence 0 where there is none.
+    """
+    found = candidates(question, hits, embedding)
+    if not found:
+        return Evidence()
+    learned = weights()
+    scores = np.array([evidence.features for evidence in found]) @ np.array(learned["choice"])
+    best = found[int(scores.argmax())]
+    if not reads(embedding, question):
+        return replace(best, confidence=best.features[FEATURES.index("words_around")])
+    logit = float(np.dot(best.features[:2], learned["confidence"]["weights"])) + learned["confidence"]["bias"]
+    return replace(best, confidence=1 / (1 + math.exp(-logit)))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A sentence of a passage, or the row of a table, as it is compared with questions."""
+
+    start: int
+    end: int
+    row: bool
+    header: tuple[int, int] | None
+    words: frozenset[str]
+    vector: NDArray[np.float32]
+
+
+_read: OrderedDict[tuple[str, str], list[_Part]] = OrderedDict()
+_read_lock = threading.Lock()
+MOST_READ = 2_000  # passages whose sentences stay embedded, some 20 kB each
+
+
+def _parts(text: str, embedding: Embeddings) -> list[_Part]:
+    """Return a passage's sentences and rows, from memory where it was read lately."""
+    key = (str(getattr(embedding, "name", id(embedding))), text)
+    with _read_lock:
+        if key in _read:
+            _read.move_to_end(key)
+            return _read[key]
+    spans = [span for span in sentences(text) if re.search(r"\w", text[slice(*span)])] or [(0, len(text))]
+    shown, rows, headers = [], [], []
+    header = None
+    for start, end in spans:
+        row = " | " in text[start:end]
+        if not row:
+            header = None
+        shown.append(text[start:end] if not row or header is None else f"{text[slice(*header)]}\n{text[start:end]}")
+        rows.append(row)
+        headers.append(header)
+        header = (start, end) if row and header is None else header
+    vectors = np.asarray(embedding.embed_documents(shown), dtype=np.float32)
+    words = [frozenset(tokenize(one)) for one in shown]
+    parts = [_Part(*span, *rest) for span, *rest in zip(spans, rows, headers, words, vectors, strict=True)]
+    with _read_lock:
+        _read[key] = parts
+        if len(_read) > MOST_READ:
+            _read.popitem(last=False)
+    return parts
+
+
+# --- Citations --------------------------------------------------------------------------------------------------------
+
+
+class CitationStream:
+    """An answer as it is written: text goes in as it comes, and comes out with checked citations, never half a mark.
+
+    Args:
+        hits: What the marks of the answer count, from 1.
+        document_of: Gives the document of an id.
+
+    Attributes:
+        citations: The verified ones, numbered as they came.
+        dropped: How many marks were taken out.
+    """
+
+    def __init__(self, hits: Sequence[Hit], document_of: Callable[[str], Document]) -> None:
+        self.hits = hits
+        self.document_of = document_of
+        self.citations: list[Citation] = []
+        self.dropped = 0
+        self._held = ""
+        self._written = ""
+
+    def feed(self, text: str) -> str:
+        """Take more of the answer, and return what of it is certain."""
+        self._held += text
+        out = ""
+        while mark := MARK.search(self._held):
+            before, self._held = self._held[: mark.start()], self._held[mark.end() :]
+            blanks = before[len(before.rstrip()) :]
+            self._written += before.rstrip()
+            numbers = [self._number(int(number)) for number in re.findall(r"\d+", mark[1])]
+            marks = "".join(f"[{number}]" for number in dict.fromkeys(filter(None, numbers)))
+            self._written += blanks + marks if marks else ""
+            out += before.rstrip() + (blanks + marks if marks else "")
+        begun = BEGUN.search(self._held)
+        certain = self._held[: begun.start()] if begun else self._held
+        self._held = self._held[len(certain) :]
+        self._written += certain
+        return out + certain
+
+    def close(self) -> str:
+        """Return the rest; a mark that was never finished is no mark, and goes."""
+        rest, self._held = re.sub(r"\s*[\[【][\d\s,，、;；]*$", "", self._held).rstrip(), ""
+        self._written += rest
+        return rest
+
+    def cite(self, chunk: Chunk, start: int, end: int) -> int | None:
+        """Add a citation of a span of a chunk's text, or find the one that is there.
+
+        Returns:
+            Its number; None, and it is counted as dropped, where it is not verified, or its document was just deleted.
+        """
+        try:
+            document = self.document_of(chunk.document_id)
+        except MissingDocumentError:
+            self.dropped += 1
+            return None
+        citation = Citation.of(len(self.citations) + 1, document, chunk.start + start, chunk.start + end)
+        for there in self.citations:
+            if (there.document_id, there.start, there.end) == (citation.document_id, citation.start, citation.end):
+                return there.number
+        if not verify(citation, document):
+            self.dropped += 1
+            return None
+        self.citations.append(citation)
+        return citation.number
+
+    def _number(self, place: int) -> int | None:
+        """Return the number of the citation for a mark ``[place]`` after what was written."""
+        span = None
+        if 1 <= place <= len(self.hits):
+            chunk = self.hits[place - 1].chunk
+            claims = self._claims()
+            span = next(filter(None, (supporting_span(claim, chunk.text) for claim in claims)), None)
+        if span is None:
+            self.dropped += 1
+            return None
+        return self.cite(chunk, *span)
+
+    def _claims(self) -> list[str]:
+        """Return what the mark may stand for: the words since the last mark, if they are a few, and the sentence."""
+        spans = sentences(self._written)
+        sentence = self._written[slice(*spans[-1])] if spans else ""
+        since = MARK.split(sentence)[-1]
+        sentence = MARK.sub("", sentence)
+        return [since, sentence] if len(tokenize(since)) >= 3 and since != sentence else [sentence]
+
+
+# --- To look at -------------------------------------------------------------------------------------------------------
+
+
+def highlighted_html(text: str, spans: Iterable[tuple[int, int]]) -> str:
+    """Return a text as HTML, escaped, with spans in ``<mark>``; spans that overlap are one."""
+    out, position = "", 0
+    for start, end in sorted(spans):
+        start, end = max(start, position), min(end, len(text))
+        if start < end:
+            joined = start == position and out.endswith("</mark>")
+            out = out.removesuffix("</mark>") if joined else out + html.escape(text[position:start]) + "<mark>"
+            out += html.escape(text[start:end]) + "</mark>"
+            position = end
+    return out + html.escape(text[position:])
+
+
+def matching_spans(question: str, text: str) -> list[tuple[int, int]]:
+    """Find the words of a text that a question has too, as the search by words sees them."""
+    wanted = set(tokenize(question))
+    return [word.span() for word in WORD.finditer(text) if wanted & set(tokenize(word[0]))]
+
+
+def in_context(citation: Citation, document: Document, around: int = 200) -> str:
+    """Return the quote as HTML, marked, with so many characters before and after it on its page."""
+    page = document.page_at(citation.start)
+    start = max(citation.start - around, min(page.start, citation.start))
+    end = min(citation.end + around, max(page.end, citation.end))
+    text = highlighted_html(document.text[start:end], [(citation.start - start, citation.end - start)])
+    return f"{'… ' if start > page.start else ''}{text}{' …' if end < page.end else ''}"
+
+
+def as_text(text: str, citations: Sequence[Citation]) -> str:
+    """Return an answer with its quotes below it, for a terminal."""
+    lines = [text, ""] if citations else [text]
+    for citation in citations:
+        quote = " ".join(citation.quote.split())
+        lines.append(f"[{citation.number}] {citation.document_name}, page {citation.page_label}: “{quote}”")
+    return "\n".join(lines)
+
+
+def page_image(
+    file: str | Path, document: Document, citation: Citation, *, password: str = "", width: int = 1000,
+    limits: Limits = Limits(),
+) -> Image:  # fmt: skip
+    """Draw the page of a citation with the quote boxed.
+
+    Args:
+        file: The PDF.
+        document: As it was read.
+        citation: Of it; its first page is drawn.
+        password: Of the PDF.
+        width: Of the image, in pixels.
+        limits: What drawing may cost; it happens in a child process, as reading does.
+
+    Returns:
+        An RGB image.
+
+    Raises:
+        DocumentError: The page can't be drawn.
+    """
+    from PIL import ImageDraw
+
+    image, boxes = page_picture(file, document.pages[citation.page - 1], citation.start, citation.end,
+                                password=password, width=width, limits=limits)  # fmt: skip
+    draw = ImageDraw.Draw(image, "RGBA")
+    for left, top, right, bottom in boxes:
+        draw.rectangle(
+            (left - 2, top - 2, right + 2, bottom + 2), fill=(255, 214, 0, 70), outline=(214, 120, 0), width=2
+        )
+    return image

@@ -1,0 +1,1 @@
+"""How passages are found: by meaning, by words, and by both."""

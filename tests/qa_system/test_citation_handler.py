@@ -1,0 +1,228 @@
+"""Quotes stand where they are said to stand, marks are never guessed, and evidence is what it was fitted to be."""
+
+import hashlib
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from langchain_core.embeddings import Embeddings
+
+from qa_system.document_processor.pdf_reader import Document, Page
+from qa_system.document_processor.text_splitter import Chunk
+from qa_system.generation.citation_handler import (
+    Citation,
+    CitationStream,
+    as_text,
+    candidates,
+    highlighted_html,
+    in_context,
+    locate,
+    matching_spans,
+    supporting_span,
+    verify,
+    weigh,
+)
+from qa_system.retrieval.sparse_retrieval import Hit
+
+FARES = "An adult pays £9.40 for a single ticket. Children under five travel free. Dogs need a ticket, too."
+RULES = "Boarding closes ten minutes before\ndeparture. Luggage is limited to two pieces of 23 kg."
+
+
+def document(text: str, name: str = "fares.pdf", cut: int = 0) -> Document:
+    """Make a document of one page, or of two that are cut at a place."""
+    pages = [Page(1, "iv", 0, cut or len(text), 0, 0, "txt")]
+    if cut:
+        pages.append(Page(2, "5", cut + 2, len(text), 0, 0, "txt"))
+    return Document(hashlib.sha256(text.encode()).hexdigest(), name, text, tuple(pages), {})
+
+
+def hit(one: Document, start: int = 0, end: int | None = None, **scores: float) -> Hit:
+    end = len(one.text) if end is None else end
+    return Hit(Chunk(one.id, one.name, start, end, one.text[start:end], (1,)), 1.0, scores)
+
+
+def stream_over(*documents: Document) -> CitationStream:
+    by_id = {one.id: one for one in documents}
+    return CitationStream([hit(one) for one in documents], by_id.__getitem__)
+
+
+class Letters(Embeddings):
+    """Counts of letters: near for texts of the same words."""
+
+    name = "letters"
+
+    def embed_query(self, text: str) -> list[float]:
+        counts = np.array([text.lower().count(chr(c)) for c in range(97, 123)], dtype=float) + 1e-3
+        return (counts / np.linalg.norm(counts)).tolist()
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return [self.embed_query(text) for text in texts]
+
+
+def test_a_citation_is_its_span_without_blanks_on_the_page_where_it_begins() -> None:
+    text = "First page.\n\nSecond page."
+    one = document(text, cut=11)
+    citation = Citation.of(3, one, 12, len(text))
+    assert citation == Citation(3, one.id, "fares.pdf", 2, "5", 13, len(text), "Second page.")
+    assert verify(citation, one)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"start": 1}, {"end": 5}, {"quote": "an adult"}, {"page": 2}, {"document_id": "other"}, {"quote": "", "end": 0},
+     {"start": -1}, {"end": 10_000}],
+)  # fmt: skip
+def test_a_citation_with_anything_changed_is_not_verified(change: dict[str, object]) -> None:
+    one = document(FARES)
+    citation = Citation.of(1, one, 0, 8)
+    assert verify(citation, one)
+    assert not verify(Citation(**{**citation.to_dict(), **change}), one)
+
+
+def test_words_are_located_whatever_the_blanks_and_quotation_marks_and_never_otherwise() -> None:
+    assert locate(RULES, "minutes before departure") == (20, 44)
+    assert locate("He said “no—never”.", '"no-never"') == (8, 18)
+    assert locate(RULES, "Minutes before departure") is None
+    assert locate(RULES, "minutes after departure") is None
+    assert locate(RULES, "  ") is None
+    assert locate("one one", "one", 1) == (4, 7)
+
+
+@given(st.text(max_size=60), st.data())
+@settings(max_examples=60, deadline=None)
+def test_what_is_located_is_what_was_looked_for(text: str, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(start, len(text)))
+    found = locate(text, text[start:end])
+    if text[start:end].strip():
+        assert found is not None
+        assert found[0] <= start + len(text[start:end]) - len(text[start:end].lstrip())
+    else:
+        assert found is None
+
+
+def test_a_claim_is_supported_by_the_sentence_with_its_words_and_numbers() -> None:
+    assert supporting_span("A single ticket for an adult is £9.40", FARES) == (0, 40)
+    assert supporting_span("A single ticket for an adult is £8.40", FARES) is None
+    assert supporting_span("Cats travel on deck only", FARES) is None
+    assert FARES[slice(*supporting_span("Dogs and children under five", FARES))].startswith("Children")
+
+
+def test_words_in_quotation_marks_must_stand_in_the_passage() -> None:
+    span = supporting_span('It says that "Children under five travel free".', FARES)
+    assert FARES[slice(*span)] == "Children under five travel free"
+    assert supporting_span('An adult pays £9.40 for "a single ticket to the moon".', FARES) is None
+
+
+def test_marks_become_verified_citations_numbered_as_they_come() -> None:
+    fares, rules = document(FARES), document(RULES, "rules.pdf")
+    stream = stream_over(fares, rules)
+    text = stream.feed(
+        "Luggage is limited to two pieces of 23 kg [2]. Dogs need a ticket [1]. Luggage: two pieces [2]."
+    )
+    assert text + stream.close() == (
+        "Luggage is limited to two pieces of 23 kg [1]. Dogs need a ticket [2]. Luggage: two pieces [1]."
+    )
+    assert [citation.quote for citation in stream.citations] == [
+        "Luggage is limited to two pieces of 23 kg.",
+        "Dogs need a ticket, too.",
+    ]
+    assert all(verify(c, d) for c, d in zip(stream.citations, (rules, fares), strict=True))
+    assert stream.dropped == 0
+
+
+@pytest.mark.parametrize("mark", ["[0]", "[3]", "[-1]", "[99]", "[2]", "[1,2,999]"])
+def test_marks_that_point_nowhere_or_to_the_wrong_place_are_never_guessed(mark: str) -> None:
+    stream = stream_over(document(FARES), document(RULES))
+    text = stream.feed(f"The moon is made of cheese {mark}.") + stream.close()
+    assert not stream.citations
+    if mark != "[-1]":  # which is no mark
+        assert text == "The moon is made of cheese."
+        assert stream.dropped >= 1
+
+
+def test_marks_of_several_numbers_and_chinese_brackets_are_read() -> None:
+    stream = stream_over(document(FARES), document("船票在码头出售。狗不得上船。"))
+    assert stream.feed("Dogs need a ticket [1, 2].") == "Dogs need a ticket [1]."
+    assert stream.dropped == 1
+    assert stream.feed("狗不得上船【2】。") == "狗不得上船[2]。"
+    assert stream.citations[1].quote == "狗不得上船。"
+
+
+@given(
+    st.integers(1, 7),
+    st.sampled_from(["Dogs need a ticket [1]. Free [9], or x [1", "a [b] [ 1 ] c[2] [", "[1]", "x  [1]"]),
+)
+def test_however_an_answer_is_cut_the_same_comes_out_and_never_half_a_mark(size: int, text: str) -> None:
+    whole, pieces = stream_over(document(FARES)), stream_over(document(FARES))
+    expected = whole.feed(text) + whole.close()
+    out = []
+    for start in range(0, len(text), size):
+        out.append(pieces.feed(text[start : start + size]))
+        assert not out[-1].endswith("[")
+    assert "".join([*out, pieces.close()]) == expected
+    assert pieces.citations == whole.citations
+
+
+def test_half_a_mark_is_held_back() -> None:
+    stream = stream_over(document(FARES))
+    assert stream.feed("Dogs need a ticket [") == "Dogs need a ticket"
+    assert stream.feed("1") == ""
+    assert stream.feed("]!") == " [1]!"
+    assert stream.feed(" See [note") == " See [note"
+    assert stream.feed(" [12") == ""
+    assert stream.close() == ""
+
+
+def test_highlights_are_escaped_and_spans_that_touch_are_one() -> None:
+    assert highlighted_html("a <b> & c", [(2, 5)]) == "a <mark>&lt;b&gt;</mark> &amp; c"
+    assert highlighted_html("abcdef", [(3, 5), (0, 2), (1, 4)]) == "<mark>abcde</mark>f"
+    assert highlighted_html("ab", [(5, 9), (1, 1)]) == "ab"
+
+
+def test_a_quote_is_shown_within_its_page() -> None:
+    one = document("Before it. The quote. After it.\n\nAnother page.", cut=31)
+    citation = Citation.of(1, one, 11, 21)
+    assert in_context(citation, one, 4) == "… it. <mark>The quote.</mark> Aft …"
+    assert in_context(citation, one) == "Before it. <mark>The quote.</mark> After it."
+
+
+def test_answers_are_written_with_their_quotes() -> None:
+    one = document(FARES)
+    assert as_text("Dogs, too [1].", [Citation.of(1, one, 74, 98)]).splitlines()[-1] == (
+        "[1] fares.pdf, page iv: “Dogs need a ticket, too.”"
+    )
+
+
+def test_the_words_of_a_question_are_found_in_other_forms() -> None:
+    text = "Tickets for a dog: 3. 狗的船票"
+    assert [text[a:b] for a, b in matching_spans("Which dogs need a ticket? 船票", text)][:2] == ["Tickets", "dog"]
+
+
+def test_candidates_are_sentences_neighbors_and_rows_with_their_header() -> None:
+    text = "Fares for all.\nTicket | Price\nAdult | £9\nChild | £4\nPaid on board. Or ashore."
+    found = candidates("child price", [hit(document(text), dense=0.5)], Letters())
+    quotes = {text[e.start : e.end]: e for e in found}
+    assert quotes["Child | £4"].header == (15, 29)
+    assert quotes["Child | £4"].features[2] == 1  # with its header it has both words
+    assert "Adult | £9\nChild | £4" not in quotes
+    assert "Paid on board. Or ashore." in quotes
+    assert all(e.features[1] == 0.5 for e in found)
+
+
+def test_the_best_evidence_has_the_questions_words_and_nothing_has_no_confidence() -> None:
+    fares, rules = document(FARES), document(RULES)
+    hits = [hit(rules, dense=0.2), hit(fares, dense=0.8)]
+    best = weigh("Do dogs need a ticket?", hits, Letters())
+    assert best.hit == 1
+    assert "Dogs need a ticket" in FARES[best.start : best.end]
+    assert 0 < best.confidence < 1
+    assert weigh("anything", [], Letters()).confidence == 0
+
+
+def test_confidence_rises_with_the_cosines() -> None:
+    one = document(FARES)
+    confidences = [weigh("Do dogs pay?", [hit(one, dense=d)], Letters()).confidence for d in (0.1, 0.4, 0.9)]
+    assert all(a < b for a, b in itertools.pairwise(confidences))

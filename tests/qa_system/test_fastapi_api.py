@@ -1,0 +1,351 @@
+"""The service over real sockets: uploads, answers, streams, limits, and everything a hostile client may send."""
+
+import asyncio
+import hashlib
+import io
+import json
+import socket
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+import uvicorn
+
+from qa_system.app import fastapi_api
+from qa_system.app.fastapi_api import Guard, ServeConfig, Turnstile, create_app
+from shared.errors import InputError
+
+LIGHT = "The lighthouse was built in 1874 by the engineer Alan Stevenson. It is 41 metres high."
+SEALS = "Grey seals rest on the skerries at low tide. The colony has about four hundred animals."
+
+
+def started(app: Any) -> Iterator[str]:
+    """Serve an application on a free port of this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    for _ in range(200):
+        if server.started:
+            break
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(20)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("library")
+    yield from started(create_app(ServeConfig(folder=str(folder), megabytes=1, pages=20, a_minute=100_000, seconds=30)))
+
+
+@pytest.fixture
+def client(address: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=address, timeout=60) as one:
+        for info in one.get("/documents").json():
+            one.delete(f"/documents/{info['id']}")
+        yield one
+
+
+def upload(client: httpx.Client, name: str, data: str | bytes, **more: str) -> httpx.Response:
+    data = data.encode() if isinstance(data, str) else data
+    return client.post("/documents", files={"file": (name, data)}, data=more)
+
+
+def pdf(text: str, pages: int = 1) -> bytes:
+    """Draw a PDF with a text on its last page."""
+    from matplotlib.backends.backend_pdf import PdfPages
+    from matplotlib.figure import Figure
+
+    file = io.BytesIO()
+    with PdfPages(file) as book:
+        for number in range(pages):
+            figure = Figure(figsize=(6, 3))
+            figure.text(0.1, 0.5, text if number == pages - 1 else f"Sheet {number + 1}")
+            book.savefig(figure)
+    return file.getvalue()
+
+
+def error_of(response: httpx.Response, status: int) -> str:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    error = response.json()["error"]
+    assert set(error) == {"type", "message", "hint"}
+    return f"{error['type']}: {error['message']}"
+
+
+def test_a_document_is_uploaded_once_listed_asked_and_deleted(client: httpx.Client) -> None:
+    first, again = upload(client, "light.txt", LIGHT), upload(client, "other name.txt", LIGHT)
+    assert (first.status_code, again.status_code) == (201, 200)
+    info = first.json()
+    assert info["id"] == again.json()["id"] == hashlib.sha256(LIGHT.encode()).hexdigest()
+    assert [one["name"] for one in client.get("/documents").json()] == ["light.txt"]
+    assert client.get(f"/documents/{info['id']}").json()["characters"] == len(LIGHT)
+    answer = client.post("/ask", json={"question": "Who built the lighthouse?"}).json()
+    assert "Alan Stevenson" in answer["text"]
+    [citation] = answer["citations"]
+    assert LIGHT[citation["start"] : citation["end"]] == citation["quote"]
+    assert citation["document_id"] == info["id"]
+    assert client.delete(f"/documents/{info['id']}").status_code == 204
+    assert client.get("/documents").json() == []
+    assert client.post("/ask", json={"question": "Who built the lighthouse?"}).json()["refused"]
+    assert "NotFound" in error_of(client.delete(f"/documents/{info['id']}"), 404)
+    assert "NotFound" in error_of(client.get(f"/documents/{info['id']}"), 404)
+
+
+def test_only_the_documents_asked_for_are_searched(client: httpx.Client) -> None:
+    light, seals = upload(client, "light.txt", LIGHT).json(), upload(client, "seals.txt", SEALS).json()
+    question = {"question": "Who built the lighthouse?", "threshold": 0}
+    asked = client.post("/ask", json={**question, "documents": [seals["id"]]}).json()
+    assert {hit["document_id"] for hit in asked["hits"]} == {seals["id"]}
+    asked = client.post("/ask", json={**question, "documents": [light["id"]]}).json()
+    assert asked["citations"][0]["document_id"] == light["id"]
+
+
+def test_an_answer_is_streamed_as_events(client: httpx.Client) -> None:
+    upload(client, "light.txt", LIGHT)
+    history = [{"question": "Who built the lighthouse?", "answer": "Alan Stevenson [1]"}]
+    asked = {"question": "And how high is it?", "history": history}
+    with client.stream("POST", "/ask/stream", json=asked) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        blocks = "".join(response.iter_text()).strip().split("\n\n")
+    events = [dict(line.split(": ", 1) for line in block.splitlines()) for block in blocks]
+    assert [event["event"] for event in events] == ["hits", "token", "answer"]
+    answer = json.loads(events[-1]["data"])
+    assert answer["standalone_question"].startswith("Who built the lighthouse?")
+    assert answer["text"] == json.loads(events[1]["data"])["text"]
+    assert "41 metres" in answer["text"]
+    assert "The question is empty" in error_of(client.post("/ask/stream", json={"question": " "}), 422)
+
+
+def test_a_page_is_drawn_with_the_quote_boxed(client: httpx.Client) -> None:
+    from PIL import Image
+
+    data = pdf("The lighthouse is 41 metres high.", pages=2)
+    info = upload(client, "light.pdf", data).json()
+    assert (info["pages"], info["kind"]) == (2, "pdf")
+    citation = client.post("/ask", json={"question": "How high is the lighthouse?"}).json()["citations"][0]
+    assert citation["page"] == 2
+    place = {"start": citation["start"], "end": citation["end"]}
+    drawn = client.get(f"/documents/{info['id']}/image", params=place)
+    assert drawn.headers["content-type"] == "image/png"
+    image = Image.open(io.BytesIO(drawn.content)).convert("RGB")
+    assert any(r > 200 and g > 150 and b < 190 for r, g, b in set(image.getdata()))  # the box
+    wrong = client.get(f"/documents/{info['id']}/image", params={"start": 5, "end": 10**6})
+    assert "start and end must be in" in error_of(wrong, 422)
+    text = upload(client, "light.txt", LIGHT).json()
+    assert "no pages to draw" in error_of(client.get(f"/documents/{text['id']}/image", params=place), 404)
+
+
+def test_questions_are_measured(client: httpx.Client) -> None:
+    upload(client, "light.txt", LIGHT)
+    questions = [
+        {"question": "Who built the lighthouse?", "answers": ["Alan Stevenson"]},
+        {"question": "Who won the world cup in 1966?", "answers": []},
+    ]
+    figures = client.post("/evaluate", json={"questions": questions}).json()
+    assert figures["in_quotes"] == 1
+    assert figures["questions"] == 2
+
+
+# --- Hostile clients --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd.txt", "..\\..\\boot.txt", "/etc/cron.d/x.txt", "a\x00b.txt", "<b>.txt"]
+)
+def test_names_are_only_shown_and_never_paths(name: str, client: httpx.Client, tmp_path: Path) -> None:
+    response = upload(client, name, LIGHT)
+    assert response.status_code == 201
+    shown = response.json()["name"]
+    assert "/" not in shown
+    assert "\\" not in shown
+    assert shown.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "status", "message"),
+    [
+        ("empty.pdf", b"", 422, "EmptyError"),
+        ("program.pdf", b"\x7fELF" + bytes(1000), 415, "UnsupportedError"),
+        ("picture.txt", b"\x89PNG\r\n\x1a\n" + bytes(1000), 415, "UnsupportedError"),
+        ("zip.docx", b"PK\x03\x04" + bytes(100), 415, "UnsupportedError"),
+        ("broken.pdf", b"%PDF-1.7\nnothing", 422, "DamagedError"),
+        ("latin.txt", "é".encode("latin-1") * 10, 415, "UnsupportedError"),
+    ],
+)
+def test_files_that_are_not_what_they_say_are_named(
+    name: str, data: bytes, status: int, message: str, client: httpx.Client
+) -> None:
+    text = error_of(upload(client, name, data), status)
+    assert text.startswith(message)
+    assert name in text
+    assert client.get("/documents").json() == []
+
+
+def test_bombs_long_documents_and_wrong_passwords_are_refused(client: httpx.Client) -> None:
+    from pypdf import PdfReader, PdfWriter
+
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("word/document.xml", bytes(210 * 2**20))
+    assert "LimitError" in error_of(upload(client, "bomb.docx", bomb.getvalue()), 413)
+    assert "21 pages" in error_of(upload(client, "long.pdf", pdf("x", 21)), 413)
+    writer, locked = PdfWriter(clone_from=PdfReader(io.BytesIO(pdf("The safe holds 12 coins.")))), io.BytesIO()
+    writer.encrypt("secret", algorithm="AES-256")
+    writer.write(locked)
+    assert "PasswordError" in error_of(upload(client, "locked.pdf", locked.getvalue()), 422)
+    assert "PasswordError" in error_of(upload(client, "locked.pdf", locked.getvalue(), password="guess"), 422)
+    assert upload(client, "locked.pdf", locked.getvalue(), password="secret").status_code == 201
+
+
+def test_uploads_over_the_limit_are_stopped_whether_they_say_so_or_not(client: httpx.Client) -> None:
+    assert "larger than" in error_of(upload(client, "large.txt", b"x" * 1_200_000), 413)
+
+    def endless() -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\n'
+        for _ in range(64):
+            yield b"y" * 65_536
+
+    try:
+        response = client.post(
+            "/documents", content=endless(), headers={"Content-Type": "multipart/form-data; boundary=x"}
+        )
+    except httpx.WriteError:  # it hung up on us, which is as good
+        return
+    assert response.status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"question": ""}, "question: String should have at least 1 character"),
+        ({"question": "  "}, "The question is empty"),
+        ({"question": "x" * 100_000}, "question: String should have at most 2000 characters"),
+        ({"question": "x", "k": 0}, "k: Input should be greater than or equal to 1"),
+        ({"question": "x", "mode": "magic"}, "mode: Input should be 'hybrid', 'dense' or 'sparse'"),
+        ({"question": "x", "thresold": 1}, "thresold: Extra inputs are not permitted"),
+        ({}, "question: Field required"),
+        ([], "the body: Input should be"),
+    ],
+)
+def test_wrong_requests_say_what_is_wrong(body: Any, message: str, client: httpx.Client) -> None:
+    assert message in error_of(client.post("/ask", json=body), 422)
+
+
+def test_k_may_be_larger_than_the_index_and_the_index_may_be_empty(client: httpx.Client) -> None:
+    assert client.post("/ask", json={"question": "Anything?", "k": 50}).json()["refused"]
+    upload(client, "light.txt", LIGHT)
+    assert len(client.post("/ask", json={"question": "Who built it?", "k": 50}).json()["hits"]) == 1
+
+
+def test_what_is_not_there_and_what_is_no_json_is_answered_as_json(client: httpx.Client) -> None:
+    assert "NotFound" in error_of(client.get("/nothing"), 404)
+    assert "MethodNotAllowed" in error_of(client.put("/ask"), 405)
+    broken = client.post("/ask", content=b"{", headers={"Content-Type": "application/json"})
+    assert "InvalidRequest" in error_of(broken, 422)
+
+
+def test_health_and_metrics_answer_and_no_client_makes_up_labels(client: httpx.Client) -> None:
+    client.get("/made/up/path")
+    assert client.get("/healthz").json()["status"] == "ok"
+    metrics = client.get("/metrics").text
+    assert 'qa_requests_total{path="/healthz",status="200"}' in metrics
+    assert "made" not in metrics
+
+
+def test_the_documentation_has_examples(client: httpx.Client) -> None:
+    schema = client.get("/openapi.json").json()
+    assert schema["components"]["schemas"]["Ask"]["examples"][0]["question"].startswith("How much")
+    assert client.get("/docs").status_code == 200
+
+
+def test_many_clients_get_answers_and_deleted_documents_are_never_cited(client: httpx.Client, address: str) -> None:
+    upload(client, "seals.txt", SEALS)
+
+    def life(number: int) -> list[int]:
+        with httpx.Client(base_url=address, timeout=60) as own:
+            text = f"The secret word of vault {number}{number} is abra{number}kadabra."
+            info = upload(own, f"{number}.txt", text).json()
+            asked = {"question": f"What is the secret word of vault {number}{number}?"}
+            one = own.post("/ask", json=asked)
+            assert f"abra{number}kadabra" in one.json()["text"], one.text
+            gone = own.delete(f"/documents/{info['id']}")
+            two = own.post("/ask", json=asked)
+            assert info["id"] not in [citation["document_id"] for citation in two.json()["citations"]]
+            return [one.status_code, gone.status_code, two.status_code]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(life, range(8))) == [[200, 204, 200]] * 8
+
+
+# --- Keys, rates, queues ----------------------------------------------------------------------------------------------
+
+
+def test_with_a_key_only_health_and_metrics_are_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QA_API_KEY", "s3cret")
+    for address in started(create_app(ServeConfig(folder=str(tmp_path)))):
+        with httpx.Client(base_url=address) as client:
+            assert client.get("/healthz").status_code == client.get("/metrics").status_code == 200
+            assert "Unauthorized" in error_of(client.get("/documents"), 401)
+            assert "Unauthorized" in error_of(client.get("/documents", headers={"X-API-Key": "s3cre"}), 401)
+            assert client.get("/documents", headers={"X-API-Key": "s3cret"}).json() == []
+
+
+def test_a_client_that_asks_too_often_waits(tmp_path: Path) -> None:
+    for address in started(create_app(ServeConfig(folder=str(tmp_path), a_minute=3))):
+        with httpx.Client(base_url=address) as client:
+            answers = [client.get("/documents") for _ in range(4)]
+            assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+            assert 1 <= int(answers[-1].headers["Retry-After"]) <= 21
+            assert client.get("/healthz").status_code == 200
+
+
+def test_tokens_come_back_evenly_and_clients_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(fastapi_api.time, "monotonic", lambda: now[0])
+    guard = Guard(None, "", a_minute=60, most=1)
+    assert [guard._wait("a") > 0 for _ in range(61)] == [False] * 60 + [True]
+    now[0] += 1.0
+    assert guard._wait("a") == 0
+    monkeypatch.setattr(Guard, "CLIENTS", 2)
+    for name in "bcd":
+        guard._wait(name)
+    assert list(guard.clients) == ["c", "d"]
+
+
+def test_the_turnstile_refuses_who_would_wait_too_long() -> None:
+    async def scene() -> list[str]:
+        door, out = Turnstile(at_once=1, waiting=1, seconds=0.2), []
+
+        async def visitor(stay: float) -> None:
+            try:
+                async with door.turn():
+                    await asyncio.sleep(stay)
+                    out.append("in")
+            except fastapi_api.HTTPException as error:
+                out.append(str(error.detail))
+
+        await asyncio.gather(visitor(0.5), visitor(0), visitor(0))
+        assert door.present == 0
+        await visitor(0)
+        return out
+
+    assert sorted(asyncio.run(scene())) == ["The wait was too long.", "Too many requests wait already.", "in", "in"]
+
+
+@pytest.mark.parametrize("change", [{"port": 0}, {"megabytes": 0}, {"waiting": -1}, {"seconds": 0}, {"a_minute": 0}])
+def test_wrong_settings_are_named(change: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(change))} must be in"):
+        ServeConfig(**change)

@@ -1,0 +1,147 @@
+"""The page in a real browser: documents, answers with quotes on their pages, refusals, and what it refuses to read."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "qa_system/app/streamlit_ui.py"
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+LIGHT = "The <b>lighthouse</b> was built in 1874 by the engineer Alan Stevenson. It is 41 metres high."
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Start the page as a user would, on a free port of this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = ["--server.headless=true", "--server.address=127.0.0.1", f"--server.port={port}",
+             "--browser.gatherUsageStats=false"]  # fmt: skip
+    home = tmp_path_factory.mktemp("home")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "streamlit", "run", str(PAGE), *flags],
+        cwd=home, env={**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            try:
+                with urllib.request.urlopen(f"{url}/_stcore/health", timeout=1) as answer:
+                    if answer.status == 200:
+                        break
+            except OSError:
+                time.sleep(0.2)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def page(address: str) -> Iterator[Any]:
+    if not BROWSER:
+        pytest.skip("there is no chromium here")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": 1300, "height": 1100})
+        tab.set_default_timeout(60_000)
+        tab.goto(address)
+        yield tab
+        browser.close()
+
+
+def give(page: Any, path: Path) -> None:
+    page.locator("input[type=file]").set_input_files(str(path))
+    page.get_by_text(path.name, exact=True).first.wait_for()
+    page.get_by_role("button", name="Read them").click()
+
+
+def ask(page: Any, question: str) -> None:
+    page.get_by_placeholder("Ask the documents").fill(question)
+    page.keyboard.press("Enter")
+
+
+def draw(path: Path, text: str) -> None:
+    from matplotlib.backends.backend_pdf import PdfPages
+    from matplotlib.figure import Figure
+
+    with PdfPages(path) as book:
+        figure = Figure(figsize=(6, 3))
+        figure.text(0.1, 0.5, text)
+        book.savefig(figure)
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_documents_are_read_asked_shown_and_deleted(page: Any, tmp_path: Path) -> None:
+    page.get_by_role("button", name="Take the example documents").wait_for()
+    (tmp_path / "light.txt").write_text(LIGHT, encoding="utf-8")
+    draw(tmp_path / "seals.pdf", "The colony of the skerries has 412 grey seals.")
+    (tmp_path / "broken.pdf").write_bytes(b"%PDF-1.7 nothing")
+
+    give(page, tmp_path / "light.txt")
+    page.get_by_placeholder("Ask the documents").wait_for()
+    ask(page, "Who built the lighthouse?")
+    answer = page.get_by_test_id("answer")
+    answer.wait_for()
+    assert "<b>lighthouse</b>" in answer.inner_text()  # as written, not as markup
+    page.get_by_text("[1] light.txt, page 1").click()
+    page.locator("[data-testid=quote] mark").wait_for()
+
+    ask(page, "Who won the world cup in 1966?")
+    page.get_by_text("The answer is not in these documents.").first.wait_for()
+
+    give(page, tmp_path / "broken.pdf")
+    page.get_by_text("broken.pdf is no PDF").first.wait_for()
+
+    give(page, tmp_path / "seals.pdf")
+    page.get_by_test_id("stCheckbox").filter(has_text="seals.pdf").wait_for()
+    ask(page, "How many grey seals has the colony?")
+    page.get_by_text("[1] seals.pdf, page 1").click()
+    page.get_by_text("Show the page").last.click()
+    page.get_by_role("img").last.wait_for()
+    page.screenshot(path=str(tmp_path / "answer.png"), full_page=True)
+
+    page.get_by_role("tab", name="Compare retrieval").click()
+    page.get_by_label("Question", exact=True).fill("How high is the lighthouse?")
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="Words and meaning").wait_for()
+    page.locator("mark", has_text="lighthouse").last.wait_for()
+
+    for name in ("light.txt", "seals.pdf"):
+        page.get_by_test_id("stSidebar").get_by_role("button", name="✕").first.click()
+        page.get_by_test_id("stCheckbox").filter(has_text=name).wait_for(state="detached")
+    page.get_by_role("button", name="Take the example documents").wait_for()
+
+
+def test_the_page_names_an_answerer_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from streamlit.testing.v1 import AppTest
+
+    from qa_system.app import streamlit_ui
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QA_FOLDER", str(tmp_path / "library"))
+    (tmp_path / "light.txt").write_text(LIGHT, encoding="utf-8")
+    streamlit_ui.library.clear()
+    from qa_system.retrieval.dense_retrieval import Library
+
+    Library(tmp_path / "library").add(tmp_path / "light.txt")
+    app = AppTest.from_file(str(PAGE), default_timeout=60)
+    app.run()
+    assert not app.exception
+    app.sidebar.text_input[1].set_value("no/such/folder").run()
+    assert not app.exception
+    assert "no/such/folder" in app.error[0].value
