@@ -30,7 +30,7 @@ serve-qa: $(STAMP) ## Open the question-answering demo in a browser (ARGS='--ser
 	$(VENV_PYTHON) -m streamlit run qa_system/app/streamlit_ui.py --server.address localhost $(ARGS)
 
 test: $(STAMP) ## Run all tests (ARGS='-m "not slow"' for the quick ones)
-	HF_HUB_OFFLINE=1 $(VENV_PYTHON) -m pytest $(ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n auto --dist loadfile $(ARGS)
 
 setup: $(STAMP) ## Make or update .venv
 

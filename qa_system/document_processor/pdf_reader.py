@@ -10,13 +10,16 @@ for a file from outside may be made to hang or kill its reader. Columns are foun
 
 from __future__ import annotations
 
+import base64
 import bisect
+import ctypes
 import functools
 import hashlib
 import io
 import itertools
 import json
 import logging
+import math
 import os
 import re
 import signal
@@ -172,18 +175,19 @@ class Document:
             InputError: It is something else.
         """
         try:
-            content = json.loads(text)
-            pages = [
-                Page(**{**page, "runs": _tuples(page["runs"]), "boxes": _tuples(page["boxes"])})
-                for page in content["pages"]
-            ]
-            return cls(**{**content, "pages": tuple(pages), "headings": _tuples(content["headings"])})
+            return _document(json.loads(text))
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"This is not the JSON of a document: {type(error).__name__}: {error}.") from None
 
 
-def _tuples(rows: Iterable[Iterable[Any]]) -> tuple[tuple[Any, ...], ...]:
-    return tuple(tuple(row) for row in rows)
+def _document(content: dict[str, Any]) -> Document:
+    def tuples(rows: Iterable[Iterable[Any]]) -> tuple[Any, ...]:
+        return tuple(tuple(row) for row in rows)
+
+    pages = [
+        Page(**{**page, "runs": tuples(page["runs"]), "boxes": tuples(page["boxes"])}) for page in content["pages"]
+    ]
+    return Document(**{**content, "pages": tuple(pages), "headings": tuples(content["headings"])})
 
 
 # --- Reading any file -------------------------------------------------------------------------------------------------
@@ -191,11 +195,7 @@ def _tuples(rows: Iterable[Iterable[Any]]) -> tuple[tuple[Any, ...], ...]:
 MAGIC = {
     b"\xd0\xcf\x11\xe0": ("an old or encrypted Office file", "save it as docx without a password, or as PDF"),
     b"{\\rtf": ("an RTF file", "save it as docx or PDF"),
-    b"\x89PNG": ("a PNG picture", "put it into a PDF, where it is read by OCR"),
-    b"\xff\xd8\xff": ("a JPEG picture", "put it into a PDF, where it is read by OCR"),
-    b"II*\0": ("a TIFF picture", "put it into a PDF, where it is read by OCR"),
-    b"MM\0*": ("a TIFF picture", "put it into a PDF, where it is read by OCR"),
-    b"GIF8": ("a GIF picture", "put it into a PDF, where it is read by OCR"),
+    (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"GIF8"): ("a picture", "put it into a PDF; it is read by OCR"),
 }
 KINDS = "pdf, docx, html, md and txt can be read"
 SUFFIXES = {".pdf": "pdf", ".docx": "docx", ".html": "html", ".htm": "html", ".md": "md", ".markdown": "md"}
@@ -227,9 +227,12 @@ def read_document(path: str | Path, *, name: str = "", password: str = "", limit
         raise LimitError(f"{name} is larger than {limits.file_megabytes} MiB.", hint="a higher file_megabytes")
     kind = _kind(data, name)
     if kind in ("txt", "md"):
-        document = _read_text(data, name, kind)
-    else:
-        document = _read_in_child(data, name, kind, password, limits)
+        return _read_text(data, name, kind)
+    began = time.monotonic()
+    document = _document(_in_child(data, {"name": name, "kind": kind, "password": password}, limits))
+    methods = Counter(page.method for page in document.pages)
+    read_by = ", ".join(f"{count} by {method}" for method, count in methods.items())
+    logger.info("%s: %d pages, %s, %.1f s", name, len(document.pages), read_by, time.monotonic() - began)
     return document
 
 
@@ -257,15 +260,6 @@ def _kind(data: bytes, name: str) -> str:
     return (
         "html" if re.match(rb"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype html|html)\b", head, re.I | re.S) else "txt"
     )
-
-
-def _read_in_child(data: bytes, name: str, kind: str, password: str, limits: Limits) -> Document:
-    answer = _in_child(data, {"name": name, "kind": kind, "password": password}, limits)
-    seconds = answer.pop("seconds")
-    document = Document.from_json(json.dumps(answer))
-    for page, its_seconds in zip(document.pages, seconds, strict=True):
-        logger.info("%s, page %s of %d: %s, %.2f s", name, page.number, len(seconds), page.method, its_seconds)
-    return document
 
 
 def _in_child(data: bytes, job: dict[str, Any], limits: Limits) -> dict[str, Any]:
@@ -328,7 +322,7 @@ def child() -> None:
             answer = _draw(data, job)
         else:
             readers = {"pdf": _read_pdf, "docx": _read_docx, "html": _read_html}
-            answer = readers[job["kind"]](data, job["name"], job["password"], limits, started)
+            answer = asdict(readers[job["kind"]](data, job["name"], job["password"], limits, started))
     except ModuleNotFoundError as error:
         answer = {"missing": (error.name or "").partition(".")[0]}
     except DocumentError as error:
@@ -409,10 +403,6 @@ def _blocks(blocks: Iterable[tuple[str, str]]) -> tuple[str, list[tuple[int, int
     return text, headings
 
 
-def _as_answer(document: Document) -> dict[str, Any]:
-    return {**asdict(document), "seconds": [0.0] * len(document.pages)}
-
-
 HTML_ROWS = {"li", "tr", "dt", "dd"}
 HTML_HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
 HTML_BLOCKS = {
@@ -423,7 +413,7 @@ HTML_BLOCKS = {
 }
 
 
-def _read_html(data: bytes, name: str, password: str, limits: Limits, started: float) -> dict[str, Any]:
+def _read_html(data: bytes, name: str, password: str, limits: Limits, started: float) -> Document:
     from bs4 import BeautifulSoup, NavigableString
 
     soup = BeautifulSoup(_utf8(data, name), "html.parser")
@@ -444,7 +434,7 @@ def _read_html(data: bytes, name: str, password: str, limits: Limits, started: f
             blocks[-1][0].append(str(node))
     text, headings = _blocks((_html_text("".join(parts), block.name), _html_kind(block)) for parts, block in blocks)
     metadata = {"title": title} if title else {}
-    return _as_answer(_one_page(data, name, "html", text, metadata, headings))
+    return _one_page(data, name, "html", text, metadata, headings)
 
 
 def _html_text(text: str, block: str) -> str:
@@ -455,7 +445,7 @@ def _html_kind(block: Any) -> str:
     return "heading" if block.name in HTML_HEADINGS else block.name if block.name in HTML_ROWS else "paragraph"
 
 
-def _read_docx(data: bytes, name: str, password: str, limits: Limits, started: float) -> dict[str, Any]:
+def _read_docx(data: bytes, name: str, password: str, limits: Limits, started: float) -> Document:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             unzipped = sum(info.file_size for info in archive.infolist())
@@ -481,7 +471,7 @@ def _read_docx(data: bytes, name: str, password: str, limits: Limits, started: f
     text, headings = _blocks(blocks)
     properties = document.core_properties
     fields = {key: str(getattr(properties, key) or "") for key in ("title", "author", "subject", "keywords")}
-    return _as_answer(_one_page(data, name, "docx", text, {k: v for k, v in fields.items() if v}, headings))
+    return _one_page(data, name, "docx", text, {k: v for k, v in fields.items() if v}, headings)
 
 
 # --- PDF: characters and lines ----------------------------------------------------------------------------------------
@@ -556,7 +546,7 @@ def _logical_order(characters: Sequence[Character]) -> Sequence[Character]:
     turned = list(characters)
     for run in re.finditer("[RM](?:[RMDN]*[RM])?", kinds):
         strong = [c for c, kind in zip(characters[run.start() : run.end()], run[0], strict=True) if kind == "R"]
-        rightward = sum(b[2] > a[2] for a, b in zip(strong, strong[1:], strict=False))
+        rightward = sum(b[2] >= a[2] for a, b in zip(strong, strong[1:], strict=False))
         if 2 * rightward > len(strong) - 1:
             turned[run.start() : run.end()] = characters[run.start() : run.end()][::-1]
             for digits in re.finditer("D+", run[0][::-1]):  # numbers run from left to right
@@ -565,8 +555,8 @@ def _logical_order(characters: Sequence[Character]) -> Sequence[Character]:
     return turned
 
 
-def _pdfium_lines(characters: Iterable[Character | None]) -> list[_Line]:
-    """Cut characters into lines where pdfium does (None), and where a gap is as wide as a gutter."""
+def _pdfium_lines(characters: Iterable[Character | None], *, at_gaps: bool) -> list[_Line]:
+    """Cut characters into lines where pdfium does (None), and on demand where a gap is as wide as a gutter."""
     lines: list[_Line | None] = []
     part: list[Character] = []
     for character in characters:
@@ -574,7 +564,7 @@ def _pdfium_lines(characters: Iterable[Character | None]) -> list[_Line]:
             lines.append(_line(part))
             part = []
             continue
-        if part and character[4] > character[2]:
+        if at_gaps and part and character[4] > character[2]:
             before = next((c for c in reversed(part) if c[4] > c[2] and not c[0].isspace()), None)
             if before is not None and character[2] - before[4] > 1.4 * (character[5] - character[3]):
                 lines.append(_line(part))
@@ -600,15 +590,9 @@ def reading_order(boxes: Sequence[Box]) -> list[int]:
         Indices of the boxes.
     """
     rows = _rows(boxes, range(len(boxes)))
-    first: list[int] = []
-    last: list[int] = []
     # A running header or page number stands apart, and would else be read with the column below or above it
-    if len(rows) > 4 and _between(boxes, rows[0], rows[1:]) > 0.5 * _height(boxes, rows[0]):
-        first = rows.pop(0)
-    if len(rows) > 4 and _between(boxes, [i for row in rows[:-1] for i in row], rows[-1:]) > 0.5 * _height(
-        boxes, rows[-1]
-    ):
-        last = rows.pop()
+    first = rows.pop(0) if len(rows) > 4 and _apart(boxes, rows[:1], rows[1:]) else []
+    last = rows.pop() if len(rows) > 4 and _apart(boxes, rows[:-1], rows[-1:]) else []
     return [*first, *_cut(boxes, [i for row in rows for i in row]), *last]
 
 
@@ -616,8 +600,10 @@ def _height(boxes: Sequence[Box], chosen: Sequence[int]) -> float:
     return statistics.median(boxes[i][3] - boxes[i][1] for i in chosen)
 
 
-def _between(boxes: Sequence[Box], above: Sequence[int], below: Sequence[Sequence[int]]) -> float:
-    return min(boxes[i][1] for i in above) - max(boxes[i][3] for row in below for i in row)
+def _apart(boxes: Sequence[Box], above: list[list[int]], below: list[list[int]]) -> bool:
+    [alone] = min(above, below, key=len)
+    gap = min(boxes[i][1] for row in above for i in row) - max(boxes[i][3] for row in below for i in row)
+    return gap > 0.5 * _height(boxes, alone)
 
 
 def _rows(boxes: Sequence[Box], chosen: Iterable[int]) -> list[list[int]]:
@@ -838,10 +824,9 @@ class _Sheet:
     lines: list[_Line]
     usable: bool = True  # False: its text is missing or no text
     letters: int = 0  # that a page which is not usable has all the same
-    seconds: float = 0
 
 
-def _read_pdf(data: bytes, name: str, password: str, limits: Limits, started: float) -> dict[str, Any]:
+def _read_pdf(data: bytes, name: str, password: str, limits: Limits, started: float) -> Document:
     pdf = _Pdf(data, name, password)
     if pdf.count > limits.pages:
         raise LimitError(f"{name} has {pdf.count:,} pages, more than {limits.pages:,}.", hint="a higher limit of pages")
@@ -856,37 +841,33 @@ def _read_pdf(data: bytes, name: str, password: str, limits: Limits, started: fl
         if not sheet.usable:
             sheet = pdf.recognized(index, sheet)
             slowest = max(slowest, time.monotonic() - began)
-        sheet.seconds = time.monotonic() - began
         sheets.append(sheet)
         if sum(len(line.text) for line in sheet.lines) > MOST_CHARACTERS / 10:
             raise LimitError(f"Page {index + 1} of {name} has too much text.", hint="a part of the document")
     return _put_together(data, name, sheets, pdf.metadata())
 
 
-def _put_together(data: bytes, name: str, sheets: list[_Sheet], metadata: dict[str, str]) -> dict[str, Any]:
+def _put_together(data: bytes, name: str, sheets: list[_Sheet], metadata: dict[str, str]) -> Document:
     known = Counter(word.lower() for sheet in sheets for line in sheet.lines for word in WORD.findall(line.text))
-    text, pages, all_spans = "", [], []
-    parts, position = [], 0
+    pages, parts, all_spans, position = [], [], [], 0
     for number, sheet in enumerate(sheets, start=1):
         characters, spans = _page_text(sheet.lines, known)
         spans = [(position + start, position + end) for start, end in spans]
-        boxes = (
-            [(*span, *line.box) for span, line in zip(spans, sheet.lines, strict=True)] if sheet.method == "ocr" else []
-        )
+        boxes = [(*span, *line.box) for span, line in zip(spans, sheet.lines, strict=True)]
         end = position + len(characters)
-        runs = _runs(characters, position)
-        page = Page(number, sheet.label or str(number), position, end, sheet.width, sheet.height, sheet.method, runs)
-        pages.append({**asdict(page), "boxes": boxes})
+        page = Page(
+            number, sheet.label or str(number), position, end, sheet.width, sheet.height, sheet.method,
+            _runs(characters, position), tuple(boxes) if sheet.method == "ocr" else (),
+        )  # fmt: skip
+        pages.append(page)
         parts.append("".join(c for c, _ in characters))
         all_spans.append(spans)
         position = end + len(JOINT)
     text = JOINT.join(parts)
     if not text.strip():
         raise EmptyError(f"No text was found in {name}.", hint="it may be blank, or a picture without writing")
-    return {
-        "id": hashlib.sha256(data).hexdigest(), "name": name, "text": text, "pages": pages, "metadata": metadata,
-        "headings": list(_headings(sheets, all_spans)), "seconds": [sheet.seconds for sheet in sheets],
-    }  # fmt: skip
+    headings = tuple(_headings(sheets, all_spans))
+    return Document(hashlib.sha256(data).hexdigest(), name, text, tuple(pages), metadata, headings)
 
 
 def _runs(characters: Sequence[tuple[str, int]], offset: int) -> tuple[tuple[int, int, int], ...]:
@@ -976,7 +957,7 @@ class _Pdf:
         table_lines: list[_Line] = []
         if ruled and any(characters) and turn == page.get_rotation():
             characters, table_lines = _with_tables(characters, self._tables(index))
-        lines = _pdfium_lines(characters)
+        lines = _pdfium_lines(characters, at_gaps=True)
         for line in lines:
             _measure(page_text, line)
         lines = _ordered(_with_blocks(lines, table_lines), keep=True)
@@ -1065,9 +1046,6 @@ def _ocr() -> Any:
 
 def _turn(page_text: Any) -> int:
     """Return by how many degrees, clockwise, a page must be turned for most of its text to stand upright."""
-    import ctypes
-    import math
-
     from pypdfium2 import raw
 
     matrix, count = raw.FS_MATRIX(), page_text.count_chars()
@@ -1084,8 +1062,6 @@ def _pdfium_characters(page: Any, page_text: Any, turn: int) -> tuple[list[Chara
     Returns:
         The characters, and how many have no letter in their font's map.
     """
-    import ctypes
-
     from pypdfium2 import raw
 
     left, bottom, right, top = page.get_bbox()
@@ -1126,11 +1102,11 @@ def _pdfium_characters(page: Any, page_text: Any, turn: int) -> tuple[list[Chara
 
 def _measure(page_text: Any, line: _Line) -> None:
     """Note the size of a line's type, as that of its middle character, and whether all of it is bold."""
-    import math
-
     from pypdfium2 import raw
 
-    places = [line.characters[i][1] for i in (0, len(line.characters) // 2, -1)]
+    # Of blanks, some are pdfium's own, whose size is 1
+    solid = [index for character, index in line.characters if not character.isspace()]
+    places = [solid[i] for i in (0, len(solid) // 2, -1)]
     index = places[1]
     matrix = raw.FS_MATRIX()
     if raw.FPDFText_GetMatrix(page_text.raw, index, matrix):
@@ -1139,8 +1115,6 @@ def _measure(page_text: Any, line: _Line) -> None:
 
 
 def _is_bold(page_text: Any, index: int) -> bool:
-    import ctypes
-
     from pypdfium2 import raw
 
     name = ctypes.create_string_buffer(128)
@@ -1180,12 +1154,23 @@ def _with_tables(
     characters: list[Character | None], tables: list[list[list[Box]]]
 ) -> tuple[list[Character | None], list[_Line]]:
     """Take the characters of tables out of a page, and make lines of cells joined by " | " of them."""
+    found, sizes, cut, place = [], Counter[int](), Counter[int](), None
+    before: Character | None = None
+    for character in characters:
+        solid = character is not None and not character[0].isspace()
+        if character is not None and solid and character[4] > character[2]:
+            where = _cell(tables, (character[2] + character[4]) / 2, (character[3] + character[5]) / 2)
+            if before and where != place and 0 <= character[2] - before[2] < before[5] - before[3]:
+                cut.update({at[0] for at in (where, place) if at})
+            place = where
+            sizes.update([place[0]] if place else [])
+        before = character if solid else None
+        found.append(place)
     rest: list[Character | None] = []
     cells: dict[tuple[int, int, int], list[Character | None]] = {}
-    place: tuple[int, int, int] | None = None
-    for character in characters:
-        if character is not None and not character[0].isspace() and character[4] > character[2]:
-            place = _cell(tables, (character[2] + character[4]) / 2, (character[3] + character[5]) / 2)
+    for character, place in zip(characters, found, strict=True):
+        if place is not None and 100 * cut[place[0]] > sizes[place[0]]:
+            place = None  # a drawing, whose lines go through words
         if place is not None:
             cells.setdefault(place, []).append(character)
         if place is None or character is None:
@@ -1194,7 +1179,7 @@ def _with_tables(
     for number, table in enumerate(tables):
         for row, boxes in enumerate(table):
             places = [(number, row, column) for column in range(len(boxes))]
-            parts = [_ordered(_pdfium_lines(cells.get(place, [])), keep=True) for place in places]
+            parts = [_ordered(_pdfium_lines(cells.get(place, []), at_gaps=False), keep=True) for place in places]
             for one in _table_rows(parts):
                 if any(one):
                     joined = _joined(one)
@@ -1270,8 +1255,6 @@ def page_picture(
         DocumentError: The page can't be drawn.
         OSError: The file can't be opened.
     """
-    import base64
-
     from PIL import Image
 
     path = Path(path)
@@ -1294,8 +1277,6 @@ def page_picture(
 
 def _draw(data: bytes, job: dict[str, Any]) -> dict[str, Any]:
     """Draw a page as PNG, and find the boxes of raw characters, one for each line, in points."""
-    import base64
-
     pdf = _Pdf(data, job["name"], job["password"])
     if pdf._pdfium is None:
         raise DamagedError(f"{job['name']} can be read, but not drawn.")
@@ -1321,7 +1302,7 @@ def _draw(data: bytes, job: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class ReadConfig:
-    """Print the text of a document, page by page; how each page was read, and in how long, goes to the log."""
+    """Print the text of a document, page by page; how it was read, and in how long, goes to the log."""
 
     input: str = ""
     """A pdf, docx, html, md or txt file."""

@@ -171,7 +171,7 @@ def _ends(text: str, start: int, match: re.Match[str]) -> bool:
         return True
     following = NEXT.match(text, end).end()  # type: ignore[union-attr]  # it matches everywhere
     next_one = text[following : following + 1]
-    if next_one.islower() or next_one in NOT_FIRST:
+    if next_one.islower() or next_one in NOT_FIRST or next_one == "|":  # "dep. | arr." are cells of a row
         return False
     if not text[end].isspace():  # "好吗?好" and "结束.下", but not "3.5元"
         return marks[0] in "!?" or (marks[0] == "." and re.match(f"[{CJK}]", text[match.start() - 1 :][:1]) is not None)

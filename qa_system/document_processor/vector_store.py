@@ -687,7 +687,7 @@ class MilvusStore(CosineStore):
         self.collection = collection
         self._dimension = self._changes = 0
         try:
-            self.client = MilvusClient(uri, token=token)
+            self.client = MilvusClient(uri, token=token, timeout=60)  # milvus-lite first starts a server
         except MilvusException as error:
             raise InputError(f"Milvus can't be reached at {uri}: {error.message}.") from None
         self._open()

@@ -331,7 +331,7 @@ class Collection:
     pages: bool = False
 
     def units(self, chunk: Chunk) -> list[str]:
-        """Return the units that a chunk stands for."""
+        """Return the units that a chunk stands for; pages that share one tie, and the later ranks first, as by id."""
         return [f"{chunk.document_name}#{page}" for page in chunk.pages] if self.pages else [chunk.document_name]
 
 

@@ -48,6 +48,7 @@ WORD = re.compile(r"[\u3400-\u9fff]|[^\W\d_]+|\d+")
 HOLLOW = frozenset(
     "的了吗呢么什怎谁哪几多少是在有要会能可以请问我你您他她它这那个一不也都和与或及被把从到对为"
 )  # of questions
+ENDED = re.compile(r"[.!?…。！？；;:：][\"'”’)\]）」』]*$")
 NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
 ALIKE = str.maketrans({**dict.fromkeys("“”„«»", '"'), **dict.fromkeys("‘’‚`´", "'"), **dict.fromkeys("‐‑‒–—−", "-")})
 
@@ -213,6 +214,8 @@ def candidates(question: str, hits: Sequence[Hit], embedding: Embeddings) -> lis
                 between = hit.chunk.text[parts[first].end : parts[last].start]
                 if length == 2 and (parts[first].row or parts[last].row or "\n\n" in between):
                     continue  # neighbors are of one paragraph
+                if length == 1 and parts[first].label and not all(part.label for part in parts):
+                    continue
                 share = len(words[first] | words[last]) / max(len(wanted), 1)
                 features = (max(cosines[first], cosines[last]), passage, share, around, float(length - 1))
                 header = parts[first].header
@@ -255,6 +258,7 @@ class _Part:
     end: int
     row: bool
     header: tuple[int, int] | None
+    label: bool  # a heading, a caption or a table's first row: it names what it does not say
     words: frozenset[str]
     vector: NDArray[np.float32]
 
@@ -272,19 +276,22 @@ def _parts(text: str, embedding: Embeddings) -> list[_Part]:
             _read.move_to_end(key)
             return _read[key]
     spans = [span for span in sentences(text) if re.search(r"\w", text[slice(*span)])] or [(0, len(text))]
-    shown, rows, headers = [], [], []
+    shown, rows, headers, labels = [], [], [], []
     header = None
-    for start, end in spans:
+    for (start, end), following in zip(spans, [*spans[1:], (len(text), len(text))], strict=True):
         row = " | " in text[start:end]
         if not row:
             header = None
         shown.append(text[start:end] if not row or header is None else f"{text[slice(*header)]}\n{text[start:end]}")
         rows.append(row)
         headers.append(header)
+        head = row and header is None and " | " in text[slice(*following)]
+        alone = not row and "\n\n" in text[end : following[0]] and not ENDED.search(text[start:end])
+        labels.append(head or alone and len(text[start:end].split()) <= 12)
         header = (start, end) if row and header is None else header
     vectors = np.asarray(embedding.embed_documents(shown), dtype=np.float32)
     words = [frozenset(tokenize(one)) for one in shown]
-    parts = [_Part(*span, *rest) for span, *rest in zip(spans, rows, headers, words, vectors, strict=True)]
+    parts = [_Part(*span, *rest) for span, *rest in zip(spans, rows, headers, labels, words, vectors, strict=True)]
     with _read_lock:
         _read[key] = parts
         if len(_read) > MOST_READ:

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import os
 import random
 import resource
@@ -180,6 +179,9 @@ def check_runs(document: Document, data: bytes, password: str) -> None:
                     assert document.text[start + i] in module._mended(theirs), (theirs, document.text[start + i])
         own = [c for c in document.text[page.start : page.end] if c not in " |\n"]
         assert len(own) <= sum(len(text.strip()) for text in mapped.values())
+        codes = [pypdfium2.raw.FPDFText_GetUnicode(characters.raw, i) for i in range(characters.count_chars())]
+        letters = [i for i, code in enumerate(codes) if chr(code).isalnum()]
+        assert not own or len(set(letters) - set(mapped)) <= 0.02 * len(letters)
 
 
 # --- The text of PDFs -------------------------------------------------------------------------------------------------
@@ -256,6 +258,21 @@ def test_a_ruled_table_is_read_row_by_row_with_its_cells_apart(load: Any) -> Non
     )
 
 
+def test_a_drawing_whose_lines_go_through_words_is_no_table(load: Any) -> None:
+    rules = [f"40 {y} m 220 {y} l S" for y in (715, 650, 600)] + [f"{x} 600 m {x} 715 l S" for x in (40, 96, 220)]
+    assert load(make_pdf(["0.5 w", *rules, *lines(50, 700, LEFT)])).text == "\n".join(LEFT)
+
+
+def test_right_to_left_words_that_come_in_the_order_of_sight_are_turned() -> None:
+    def written(text: str) -> str:
+        characters = [(c, i, 10.0 * i, 0.0, 10.0 * i + 9, 12.0) for i, c in enumerate(text)]
+        line = module._line(characters)
+        return line.text if line else ""
+
+    assert written("see םולש 12 םלוע ok") == "see עולם 12 שלום ok"
+    assert written("left to right") == "left to right"
+
+
 def test_ligatures_come_apart(load: Any) -> None:
     document = load(make_pdf([show(50, 800, "an oﬃce for ﬁsh and ﬂour, oﬀ")]))
     assert document.text == "an office for fish and flour, off"
@@ -318,9 +335,7 @@ def test_pypdf_reads_what_pdfium_refuses(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(pypdfium2, "PdfDocument", Refusing)
     data = make_pdf(lines(50, 800, ["An exam-", "ple of ﬁsh."]), [show(50, 800, "More.")])
-    answer = module._read_pdf(data, "made.pdf", "", Limits(), time.monotonic())
-    answer.pop("seconds")
-    document = Document.from_json(json.dumps(answer))
+    document = module._read_pdf(data, "made.pdf", "", Limits(), time.monotonic())
     assert document.text == "An example of fish.\n\nMore."
     assert {page.method for page in document.pages} == {"pypdf"}
     assert document.metadata["title"] == "A made one"
@@ -472,7 +487,7 @@ def packed(**files: str) -> bytes:
         ("made.txt", b" \n\t\n", EmptyError, "is empty"),
         ("made.docx", b"", EmptyError, "is empty"),
         ("made.html", b"<html><body><script>x</script></body></html>", EmptyError, "no text"),
-        ("made.pdf", b"\x89PNG\r\n\x1a\nrest", UnsupportedError, "is a PNG picture"),
+        ("made.pdf", b"\x89PNG\r\n\x1a\nrest", UnsupportedError, "is a picture"),
         ("made.docx", packed(hello="x"), UnsupportedError, "is a zip archive"),
         ("made.pdf", packed(hello="x"), UnsupportedError, "is a zip archive"),
         ("made.pdf", b"MZ\x90\0 program", UnsupportedError, "is called .pdf, but"),
@@ -725,16 +740,19 @@ def real(name: str = "") -> Path:
 @pytest.mark.slow
 def test_every_real_pdf_gives_text_or_a_named_error_within_its_limits() -> None:
     failed, contents = {}, {}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     for path in sorted(real().glob("*.pdf")):
         began = time.monotonic()
         password = PASSWORDS.get(path.stem, [""])[0]
+        # A paper of 23 pages whose letters have no codes: by OCR it takes about a minute
+        limits = Limits(seconds=12 if path.stem == "pdf.js__TAMReview" else 60)
         try:
-            document = read_document(path, password=password)
+            document = read_document(path, password=password, limits=limits)
             check(document, path, password)
             contents[path.stem] = document
         except DocumentError as error:
             failed[path.stem] = type(error)
-        assert time.monotonic() - began < 61
+        assert time.monotonic() - began < limits.seconds + 1
     assert failed == {
         "OCRmyPDF__invalid": DamagedError, "OCRmyPDF__no_contents": EmptyError, "pdf.js__TAMReview": LimitError,
         "pdf.js__PDFBOX-3148-2-fuzzed": EmptyError, "pdfplumber__issue-297-example": EmptyError,
@@ -751,8 +769,8 @@ def test_every_real_pdf_gives_text_or_a_named_error_within_its_limits() -> None:
     }.items():  # fmt: skip
         assert words in " ".join(contents[stem].text.split()), stem
     assert contents["OCRmyPDF__skew"].pages[0].method == "ocr"
-    if sys.platform == "linux":
-        assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 1.1 * 2**20  # KiB
+    if sys.platform == "linux":  # the largest child of this process so far; one of another test may be larger
+        assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss <= max(before, 1.1 * 2**20)  # KiB
 
 
 @pytest.mark.slow

@@ -112,7 +112,7 @@ def test_documents_are_read_asked_shown_and_deleted(page: Any, tmp_path: Path) -
     ask(page, "How many grey seals has the colony?")
     page.get_by_text("[1] seals.pdf, page 1").click()
     page.get_by_text("Show the page").last.click()
-    page.get_by_role("img").last.wait_for()
+    page.get_by_test_id("stImage").locator("img").wait_for()
     page.screenshot(path=str(tmp_path / "answer.png"), full_page=True)
 
     page.get_by_role("tab", name="Compare retrieval").click()
