@@ -74,6 +74,12 @@ def ask(page: Any, question: str) -> None:
     page.keyboard.press("Enter")
 
 
+def settled(page: Any) -> None:
+    """Wait until the page is drawn: a click while it changes may be lost."""
+    page.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for()
+    page.wait_for_timeout(500)  # of the expander's opening
+
+
 def draw(path: Path, text: str) -> None:
     from matplotlib.backends.backend_pdf import PdfPages
     from matplotlib.figure import Figure
@@ -98,6 +104,7 @@ def test_documents_are_read_asked_shown_and_deleted(page: Any, tmp_path: Path) -
     answer = page.get_by_test_id("answer")
     answer.wait_for()
     assert "<b>lighthouse</b>" in answer.inner_text()  # as written, not as markup
+    settled(page)
     page.get_by_text("[1] light.txt, page 1").click()
     page.locator("[data-testid=quote] mark").wait_for()
 
@@ -110,11 +117,15 @@ def test_documents_are_read_asked_shown_and_deleted(page: Any, tmp_path: Path) -
     give(page, tmp_path / "seals.pdf")
     page.get_by_test_id("stCheckbox").filter(has_text="seals.pdf").wait_for()
     ask(page, "How many grey seals has the colony?")
+    page.get_by_text("[1] seals.pdf, page 1").wait_for()
+    settled(page)
     page.get_by_text("[1] seals.pdf, page 1").click()
+    settled(page)
     page.get_by_text("Show the page").last.click()
     page.get_by_test_id("stImage").locator("img").wait_for()
     page.screenshot(path=str(tmp_path / "answer.png"), full_page=True)
 
+    settled(page)
     page.get_by_role("tab", name="Compare retrieval").click()
     page.get_by_label("Question", exact=True).fill("How high is the lighthouse?")
     page.keyboard.press("Enter")
