@@ -17,7 +17,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -547,8 +547,8 @@ class AskConfig(LibraryConfig):
     """How many passages to retrieve."""
     mode: Literal["hybrid", "dense", "sparse"] = "hybrid"
     """Passages by words and meaning, by meaning, or by words."""
-    threshold: float = -1
-    """Refuse below this confidence, in [0, 1]; -1 is the calibrated one."""
+    threshold: float | None = None
+    """Refuse below this confidence, in [0, 1]; by default the calibrated one."""
     password: str = field(default="", metadata={"recipe": False})
     """Of encrypted PDFs."""
 
@@ -564,14 +564,13 @@ class AskConfig(LibraryConfig):
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments of the pipeline."""
-        threshold = None if self.threshold == -1 else self.threshold
-        return {"answerer": self.answerer, "k": self.k, "mode": self.mode, "threshold": threshold}
+        return {"answerer": self.answerer, "k": self.k, "mode": self.mode, "threshold": self.threshold}
 
 
 def ask(config: AskConfig) -> None:
     """Answer one question, and draw the pages of its quotes; see :class:`AskConfig`."""
     library, chosen = config.library()
-    run = Run(PROJECT, MODULE, "ask", config, name=config.run)
+    run = Run(PROJECT, MODULE, "ask", replace(config, password=""), name=config.run)  # it stays out of config.yaml
     answer, _ = rag_pipeline(config.question, library, filter=chosen, **config.settings())
     sys.stdout.write(f"{as_text(answer.text, answer.citations)}\n")
     for citation in answer.citations:

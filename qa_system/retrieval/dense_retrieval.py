@@ -807,7 +807,7 @@ def index(config: IndexConfig) -> None:
     library = Library(
         config.folder, config.embedding(), index=config.index, max_tokens=config.max_tokens, overlap=config.overlap
     )
-    run = Run(PROJECT, MODULE, "index", config, name=config.run)
+    run = Run(PROJECT, MODULE, "index", replace(config, password=""), name=config.run)  # it stays out of config.yaml
     read: list[tuple[Document, bytes | None]] = []
     outcomes: Counter[str] = Counter()
     with progress_bar(disable=len(paths) < 2) as bar:

@@ -386,8 +386,10 @@ def test_ask_prints_the_answer_and_saves_the_run_and_chat_follows_up(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("light.txt").write_text(LIGHT, encoding="utf-8")
-    asked = command("ask", "--documents", "light.txt", "--question", "Who built the lighthouse?", "--run", "one")
+    question = ("--question", "Who built the lighthouse?", "--password", "s3cret")
+    asked = command("ask", "--documents", "light.txt", *question, "--run", "one")
     assert asked.returncode == 0, asked.stderr
+    assert not any("s3cret" in path.read_text(encoding="utf-8") for path in Path("outputs/qa_system/one").iterdir())
     assert "[1] light.txt, page 1: “The lighthouse was built in 1874" in asked.stdout
     results = json.loads(Path("outputs/qa_system/one/results.json").read_text(encoding="utf-8"))
     assert results["metrics"]["citations"] == 1
