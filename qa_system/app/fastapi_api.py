@@ -80,7 +80,7 @@ class ServeConfig:
     a_minute: int = 600
     """Requests of one client a minute, >= 1; more are refused with 429."""
     seconds: float = 60
-    """Most time for one document or answer, > 0."""
+    """Most time to read one document, and to wait for a turn, > 0."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -455,7 +455,7 @@ def serve(config: ServeConfig) -> None:
     import uvicorn
 
     uvicorn.run(create_app(config), host=config.host, port=config.port, timeout_graceful_shutdown=10,
-                limit_concurrency=None, timeout_keep_alive=30, log_level="warning")  # fmt: skip
+                timeout_keep_alive=30, log_level="warning")  # fmt: skip
 
 
 if __name__ == "__main__":

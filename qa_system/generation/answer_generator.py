@@ -421,10 +421,8 @@ class Answer:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain values; hits as their chunks' spans."""
-        plain = asdict(self)
-        plain["hits"] = [hit_dict(hit) for hit in self.hits]
-        plain["citations"] = [citation.to_dict() for citation in self.citations]
-        return plain
+        hits, citations = map(hit_dict, self.hits), [citation.to_dict() for citation in self.citations]
+        return {**vars(self), "hits": list(hits), "citations": citations}
 
 
 def hit_dict(hit: Hit) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from qa_system.document_processor.pdf_reader import Document, Limits, page_picture
 from qa_system.document_processor.text_splitter import Chunk, sentences
-from qa_system.retrieval.dense_retrieval import MissingDocumentError
+from qa_system.retrieval.dense_retrieval import MissingDocumentError, reads
 from qa_system.retrieval.sparse_retrieval import Hit, tokenize
 
 if TYPE_CHECKING:
@@ -187,11 +187,6 @@ def threshold_of_refusal() -> float:
     return float(weights()["confidence"]["threshold"])
 
 
-def reads(embedding: Embeddings, text: str) -> bool:
-    """Tell whether a model knows the characters of a text; models that don't say so are taken to."""
-    return bool(getattr(embedding, "reads", lambda _: True)(text))
-
-
 def candidates(question: str, hits: Sequence[Hit], embedding: Embeddings) -> list[Evidence]:
     """List every sentence, every two neighbors and every row of the first :data:`READ` hits, with what speaks for them.
 
@@ -199,7 +194,8 @@ def candidates(question: str, hits: Sequence[Hit], embedding: Embeddings) -> lis
     question's words in the sentences; in the passage; 1 for two sentences, 0 for one. A row is read with its header.
     Both cosines are 0 where the embedding's model does not know the question's characters.
     """
-    asked = np.asarray(embedding.embed_query(question), dtype=np.float32) * reads(embedding, question)
+    known = reads(embedding, question)
+    asked = np.asarray(embedding.embed_query(question), dtype=np.float32) * known
     said = tokenize(question)
     wanted = {word for word in said if not HOLLOW & set(word)} or set(said)
     found = []
@@ -207,7 +203,7 @@ def candidates(question: str, hits: Sequence[Hit], embedding: Embeddings) -> lis
         parts = _parts(hit.chunk.text, embedding)
         cosines = [float(part.vector @ asked) for part in parts]
         words = [wanted & part.words for part in parts]
-        passage = hit.scores.get("dense", max(cosines, default=0.0)) * reads(embedding, question)
+        passage = hit.scores.get("dense", max(cosines, default=0.0)) * known
         around = len(set().union(*words)) / max(len(wanted), 1)
         for length in (1, 2):
             for first, last in zip(range(len(parts)), range(length - 1, len(parts)), strict=False):

@@ -111,6 +111,8 @@ class SentenceEmbeddings(Embeddings):
         self._encoder = _Torch(source, device) if backend == "torch" else _OnnxInt8(source)
         self.dimension = self._encoder.dimension
         special = self._encoder.tokenizer.num_special_tokens_to_add(is_pair=False)
+        # A pipeline asks for a question's vector twice: to search, and to weigh the sentences found
+        self._asked = functools.lru_cache(maxsize=64)(lambda text: self.embed([text], query=True)[0])
         self.max_tokens = self._encoder.most_tokens - special - self.count_tokens(self._encoder.prompts[1])
 
     def count_tokens(self, text: str) -> int:
@@ -129,7 +131,7 @@ class SentenceEmbeddings(Embeddings):
 
     def embed_query(self, text: str) -> list[float]:
         """Embed a question."""
-        return self.embed([text], query=True)[0].tolist()
+        return self._asked(text).tolist()
 
     def embed(self, texts: Sequence[str], *, query: bool = False) -> Vectors:
         """Embed texts: → (N, D), each of length 1."""
@@ -153,6 +155,11 @@ class SentenceEmbeddings(Embeddings):
 def default_embedding() -> SentenceEmbeddings:
     """Return the builtin embedding, loaded once a process."""
     return SentenceEmbeddings()
+
+
+def reads(embedding: Embeddings, text: str) -> bool:
+    """Tell whether a model knows the characters of a text; models that don't say so are taken to."""
+    return bool(getattr(embedding, "reads", lambda _: True)(text))
 
 
 def _utf8(text: str) -> str:
@@ -684,7 +691,7 @@ class Library:
             InputError: The question is empty, or a parameter is wrong.
         """
         check_range("k", k, 1)
-        if mode == "hybrid" and not getattr(self.embedding, "reads", lambda _: True)(question):
+        if mode == "hybrid" and not reads(self.embedding, question):
             mode = "sparse"
         hits = self._retriever.search(question, max(k, RERANKED) if reranker else k, filter, mode)
         return reranker.rerank(question, hits)[:k] if reranker else hits
