@@ -1,13 +1,5 @@
 """The demo in a real browser: labels, words, tables, and what it refuses."""
 
-import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +9,7 @@ from bert_sentiment_analysis.app import streamlit_ui
 from bert_sentiment_analysis.app.streamlit_ui import highlighted
 from bert_sentiment_analysis.inference.predictor import Explanation
 
-ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "bert_sentiment_analysis/app/streamlit_ui.py"
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PAGE = Path(__file__).parents[2] / "bert_sentiment_analysis/app/streamlit_ui.py"
 
 
 def test_words_are_escaped_and_colored_by_their_share() -> None:
@@ -52,50 +42,6 @@ def test_a_text_of_markup_alone_is_called_empty() -> None:
     page.button[0].click().run()
     assert not page.exception
     assert page.warning[0].value == "Without its markup, this text is empty."
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Start the page as a user would, on a free port of this machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    flags = ["--server.headless=true", "--server.address=127.0.0.1", f"--server.port={port}",
-             "--browser.gatherUsageStats=false"]  # fmt: skip
-    home = tmp_path_factory.mktemp("home")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "streamlit", "run", str(PAGE), *flags],
-        cwd=home, env={**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(300):
-            try:
-                with urllib.request.urlopen(f"{url}/_stcore/health", timeout=1) as answer:
-                    if answer.status == 200:
-                        break
-            except OSError:
-                time.sleep(0.2)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-@pytest.fixture
-def page(address: str) -> Iterator[Any]:
-    if not BROWSER:
-        pytest.skip("there is no chromium here")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 1200, "height": 1000})
-        tab.set_default_timeout(60_000)
-        tab.goto(address)
-        yield tab
-        browser.close()
 
 
 @pytest.mark.browser
