@@ -139,18 +139,26 @@ def parse(
 
 
 def _single_items(config_class: type, arguments: Sequence[str]) -> list[str]:
-    """Put the brackets around a list flag's values that YAML wants: ``--seeds 3``, ``--seeds 0,1``."""
+    """Write a list flag's values as YAML wants them: ``--seeds 3``, ``--seeds 0,1``, ``--input "a, b.txt"``."""
     hints = typing.get_type_hints(config_class)
-    lists = {f"--{name}" for name, hint in hints.items() if typing.get_origin(hint) is list}
+    lists = {f"--{name}": hint for name, hint in hints.items() if typing.get_origin(hint) is list}
     mended: list[str] = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
-        if equals and name in lists and not value.startswith("["):
-            argument = f"{name}=[{value}]"
-        elif mended and mended[-1] in lists and not argument.startswith(("[", "--")):
-            argument = f"[{argument}]"
+        if equals and name in lists:
+            argument = f"{name}={_as_list(value, lists[name])}"
+        elif mended and mended[-1] in lists and not argument.startswith("--"):
+            argument = _as_list(argument, lists[mended[-1]])
         mended.append(argument)
     return mended
+
+
+def _as_list(value: str, hint: Any) -> str:
+    if hint == list[str] and os.path.exists(value):
+        return json.dumps([value])  # a file's name may hold commas and brackets
+    if value.startswith("["):
+        return value
+    return json.dumps(list(filter(None, map(str.strip, value.split(","))))) if hint == list[str] else f"[{value}]"
 
 
 def config_class_of(command: Command) -> type:

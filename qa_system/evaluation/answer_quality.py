@@ -29,7 +29,7 @@ from qa_system.document_processor.pdf_reader import Document, read_document
 from qa_system.document_processor.text_splitter import sentences
 from qa_system.document_processor.vector_store import unit_vectors
 from qa_system.evaluation.retrieval_metrics import bootstrap_interval, latency, read_rows, read_text, text_document
-from qa_system.generation.citation_handler import MARK, NUMBER, threshold_of_refusal, verify
+from qa_system.generation.citation_handler import MARKS, NUMBER, threshold_of_refusal, verify
 from qa_system.retrieval.sparse_retrieval import tokenize
 from shared.config import check_range, run_commands
 from shared.errors import InputError
@@ -46,7 +46,6 @@ MODULE = f"{PROJECT}.evaluation.answer_quality"
 NOT_RECIPE = {"recipe": False}
 BUILTIN = Path(__file__).parents[1] / "builtin"
 SUPPORTED = 0.6  # counts as supported: as did 17 of 18 paraphrases and 0 of 17 inventions, all written by hand
-MARKS = re.compile(rf"\s*{MARK.pattern}")  # with the blank before
 Floats = NDArray[np.float64]
 logger = logging.getLogger(MODULE)
 

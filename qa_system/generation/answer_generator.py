@@ -11,37 +11,45 @@ default answerer quotes the best-supported sentences; it follows no instructions
 from __future__ import annotations
 
 import hashlib
+import html
 import logging
 import re
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from qa_system.document_processor.pdf_reader import Document, Page
+from langchain_core.documents import Document as LangChainDocument
+
+from qa_system.document_processor.pdf_reader import Document, DocumentError, Page
 from qa_system.document_processor.text_splitter import sentences
+from qa_system.document_processor.vector_store import model_name
 from qa_system.generation.citation_handler import (
+    MARKS,
     Citation,
     CitationStream,
     Evidence,
     as_text,
-    locate,
     page_image,
     supporting_span,
     threshold_of_refusal,
     weigh,
 )
 from qa_system.retrieval.dense_retrieval import PROJECT, Library, LibraryConfig, files_of
-from qa_system.retrieval.sparse_retrieval import Hit
+from qa_system.retrieval.sparse_retrieval import Hit, tokenize
 from shared.config import check_range, run_commands
 from shared.errors import InputError
 from shared.logs import progress_bar
 from shared.results import Run
 from shared.sources import hub_errors, resolve
+
+if TYPE_CHECKING:
+    from langchain_core.language_models import BaseChatModel
 
 MODULE = f"{PROJECT}.generation.answer_generator"
 MOST_CHARACTERS = 2_000  # of a question
@@ -76,8 +84,8 @@ def language_of(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Take from a text the power to end the element it stands in."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    """Take from a text the power to end the element, or the attribute, it stands in."""
+    return html.escape(text)
 
 
 def prompt(question: str, hits: Sequence[Hit]) -> list[dict[str, str]]:
@@ -90,6 +98,10 @@ def prompt(question: str, hits: Sequence[Hit]) -> list[dict[str, str]]:
     ]
     asked = "\n\n".join([*parts, QUESTION[language] + question])
     return [{"role": "system", "content": SYSTEM[language]}, {"role": "user", "content": asked}]
+
+
+class AnswererError(InputError):
+    """The model of an answerer failed: it can't be reached, refuses the key, or can't take what it is given."""
 
 
 # --- Answerers --------------------------------------------------------------------------------------------------------
@@ -113,21 +125,30 @@ class Answerer(ABC):
         return with_subject(question, history)
 
 
-FOLLOWS = re.compile(
-    r"^(and|but|or|so|what about|how about|why|who else|what else|since when)\b|\b(it|its|they|them|their|he|him|his|"
-    r"she|her|this|that|these|those|there|one|ones|then|same|former|latter)\b|^(那|那么|它|他|她|这|其|还有|为什么|然后)|"
+FOLLOWS = re.compile(  # a pronoun after a comma or "and" may mean what the question itself names
+    r"^(and|but|or|so|then|what about|how about|who else|what else|since when)\b|"
+    r"^((?!, | and ).)*\b(it|its|they|them|their|he|him|his|she|her|these|those|the same|the former|the latter)\b|"
+    r"\b(this|that)( one)?[?.!]*$|^(那|那么|它|他|她|这|其|还有|为什么|然后)|"
     r"(它|他们|她们|这个|那个|这些|那些|其中|呢[？?]?$)", re.I,
 )  # fmt: skip
 
 
-def with_subject(question: str, history: Sequence[tuple[str, str]]) -> str:
-    """Put the question before a follow-up in front of it, so that search finds what it is about without a model.
+def follows_up(question: str) -> bool:
+    """Tell whether a question leans on the one before: begins like it, has a pronoun, or hardly a word of its own."""
+    words = question.split()
+    return bool(FOLLOWS.search(question.strip())) or len(words) <= 3 and len(tokenize(question)) <= 1
 
-    A question follows up if it has a pronoun, begins like one, or has at most three words.
+
+def with_subject(question: str, history: Sequence[tuple[str, str]]) -> str:
+    """Put what a follow-up leans on in front of it, so that search finds what it is about without a model.
+
+    That is the last question that stands alone. The quote is then chosen by both and by the follow-up alone; see
+    ``weigh``.
     """
-    if not history or not (FOLLOWS.search(question.strip()) or len(question.split()) <= 3 < len(question)):
+    if not history or not follows_up(question):
         return question
-    return f"{history[-1][0].strip()} {question.strip()}"
+    subject = next((asked for asked, _ in reversed(history) if not follows_up(asked)), history[-1][0])
+    return f"{subject.strip()} {question.strip()}"
 
 
 class ExtractiveAnswerer(Answerer):
@@ -141,7 +162,8 @@ class ExtractiveAnswerer(Answerer):
         spans = [(evidence.start, evidence.end)] + ([evidence.header] if evidence.header else [])
         numbers = [stream.cite(chunk, *span) for span in spans]
         if None not in numbers:
-            quotes = [" ".join(chunk.text[start:end].split()) for start, end in spans]
+            # Marks of the document's own would look like citations here; the quotes themselves keep them
+            quotes = [" ".join(MARKS.sub("", chunk.text[start:end]).split()) for start, end in spans]
             yield " ".join([with_columns(*quotes), "".join(f"[{number}]" for number in numbers)])
 
 
@@ -175,6 +197,11 @@ class ReaderAnswerer(Answerer):
         import torch
 
         window = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings - 2, 384)
+        asked = len(self.tokenizer(question)["input_ids"])
+        if asked > window // 2:
+            raise AnswererError(
+                f"The question has {asked:,} tokens; {self.name} takes {window // 2:,}.", hint="a shorter question"
+            )
         encoded = self.tokenizer(
             question, text, truncation="only_second", max_length=window, stride=window // 4, padding=True,
             return_overflowing_tokens=True, return_offsets_mapping=True, return_tensors="pt",
@@ -215,14 +242,12 @@ class TextAnswerer(Answerer):
 
     def write(self, question: str, hits: Sequence[Hit], evidence: Evidence, stream: CitationStream) -> Iterator[str]:
         """See :meth:`Answerer.write`."""
-        written = ""
         for piece in self.generate(prompt(question, hits)):
-            written += piece
             if said := stream.feed(piece):
                 yield said
         yield stream.close()
-        if not stream.citations and not stream.dropped and not says_unknown(written):
-            yield "".join(f" [{number}]" for number in attributed(written, hits, stream))
+        if not stream.citations and not stream.dropped and not says_unknown(stream.written):
+            yield "".join(f" [{number}]" for number in attributed(stream.written, question, hits, stream))
 
     def standalone(self, question: str, history: Sequence[tuple[str, str]]) -> str:
         """Let the model rewrite a follow-up; what it makes of it is taken only if it is one short line."""
@@ -240,16 +265,18 @@ def says_unknown(text: str) -> bool:
     return any(words.lower() in text.lower() for words in UNKNOWN.values())
 
 
-def attributed(text: str, hits: Sequence[Hit], stream: CitationStream) -> list[int]:
-    """Find a quote for an answer without marks: its very words if it is short, else what supports its sentences."""
+def attributed(text: str, question: str, hits: Sequence[Hit], stream: CitationStream) -> list[int]:
+    """Find quotes for an answer without marks: what supports its sentences, or the sentence that a few words are from.
+
+    Of an answer of one or two words, such as ``14``, the sentence must also have a word of the question; one without
+    a word that says anything, such as ``no``, has no quote.
+    """
     numbers = []
     for start, end in sentences(text):
-        claim = text[start:end]
-        for hit in hits:
-            span = locate(hit.chunk.text, claim.strip(" .。"))
-            if span:
-                span = next(((a, b) for a, b in sentences(hit.chunk.text) if a <= span[0] and span[1] <= b), span)
-            span = span or supporting_span(claim, hit.chunk.text)
+        claim = text[start:end].strip(" .。")
+        words = tokenize(claim)
+        for hit in hits if words else ():
+            span = supporting_span(claim, hit.chunk.text, question if len(words) <= 2 else "")
             if span:
                 numbers.append(stream.cite(hit.chunk, *span))
                 break
@@ -275,8 +302,11 @@ class LocalAnswerer(TextAnswerer):
 
         from transformers import TextIteratorStreamer
 
+        # What a document says is text, though it be spelled like the marks of the model's own turns
+        special = re.compile("|".join(map(re.escape, self.tokenizer.get_added_vocab())) or r"(?!)")
+        messages = [{**m, "content": special.sub(lambda mark: " ".join(mark[0]), m["content"])} for m in messages]
         if getattr(self.tokenizer, "chat_template", None):
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            text = self._templated(messages)
             encoded = self.tokenizer(text, return_tensors="pt", add_special_tokens=False)
         else:
             text = "\n\n".join(message["content"] for message in messages) + "\n"
@@ -308,6 +338,16 @@ class LocalAnswerer(TextAnswerer):
         thread.join()
         if failure:
             raise failure[0]
+
+    def _templated(self, messages: list[dict[str, str]]) -> str:
+        """Write the turns as the model was taught; a template without a system's turn gets all in the user's."""
+        from jinja2 import TemplateError
+
+        joined = [{"role": "user", "content": "\n\n".join(message["content"] for message in messages)}]
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        except TemplateError:
+            return str(self.tokenizer.apply_chat_template(joined, tokenize=False, add_generation_prompt=True))
 
 
 class ChatAnswerer(TextAnswerer):
@@ -382,7 +422,8 @@ def _chat_model(match: re.Match[str]) -> Any:
         raise InputError(" ".join(str(error).split()), hint="install the package it names") from None
     except Exception as error:  # unknown providers, missing keys: each package has errors of its own
         reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{match[0]} can't be used: {reason}", hint="the provider's key in the environment") from None
+        hint = "a provider that LangChain knows, and its key in the environment"
+        raise InputError(f"{match[0]} can't be used: {reason}", hint=hint) from None
 
 
 # --- The pipeline -----------------------------------------------------------------------------------------------------
@@ -439,7 +480,7 @@ def event_dict(event: dict[str, Any]) -> dict[str, Any]:
 
 
 def rag_pipeline(
-    question: str, documents: Any, *, answerer: str | Answerer = ExtractiveAnswerer.name,
+    question: str, documents: Any, *, answerer: str | Answerer | BaseChatModel = ExtractiveAnswerer.name,
     history: Sequence[tuple[str, str]] = (), k: int = 8, mode: str = "hybrid", filter: Any = None,
     threshold: float | None = None,
 ) -> tuple[Answer, list[Hit]]:  # fmt: skip
@@ -447,8 +488,9 @@ def rag_pipeline(
 
     Args:
         question: Up to :data:`MOST_CHARACTERS` characters.
-        documents: A :class:`Library`; or paths, :class:`Document` objects or LangChain documents to make one of.
-        answerer: See :func:`load_answerer`.
+        documents: A :class:`Library`; or files, folders, ``builtin:documents``, :class:`Document` objects or LangChain
+            documents to make one of.
+        answerer: See :func:`load_answerer`; or a chat model of LangChain's.
         history: The conversation before: (question, answer) pairs, oldest first.
         k: How many passages to retrieve.
         mode: ``hybrid``, ``dense`` or ``sparse``.
@@ -460,6 +502,7 @@ def rag_pipeline(
 
     Raises:
         InputError: The question is empty or too long, or an argument is out of range.
+        AnswererError: The answerer's model failed.
     """
     *_, last = stream_pipeline(question, documents, answerer=answerer, history=history, k=k, mode=mode, filter=filter,
                                threshold=threshold)  # fmt: skip
@@ -468,7 +511,7 @@ def rag_pipeline(
 
 
 def stream_pipeline(
-    question: str, documents: Any, *, answerer: str | Answerer = ExtractiveAnswerer.name,
+    question: str, documents: Any, *, answerer: str | Answerer | BaseChatModel = ExtractiveAnswerer.name,
     history: Sequence[tuple[str, str]] = (), k: int = 8, mode: str = "hybrid", filter: Any = None,
     threshold: float | None = None,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
@@ -479,26 +522,26 @@ def stream_pipeline(
         as there is more, and at last ``{"event": "answer", "answer": Answer}``, whose text is the one that counts.
     """
     started = time.perf_counter()
-    if not question.strip():
-        raise InputError("The question is empty.")
-    if len(question) > MOST_CHARACTERS:
-        raise InputError(f"A question may have {MOST_CHARACTERS:,} characters. This one has {len(question):,}.")
-    check_range("k", k, 1, 100)
+    check_question(question)
+    check_settings(k, threshold)
+    if not all(isinstance(turn, (tuple, list)) and len(turn) == 2 for turn in history):
+        raise InputError(f"history must be pairs of question and answer. Got {history!r:.100}.")
     threshold = threshold_of_refusal() if threshold is None else threshold
-    check_range("threshold", threshold, 0, 1)
-    writer = load_answerer(answerer) if isinstance(answerer, str) else answerer
+    writer = as_answerer(answerer)
     library = as_library(documents)
-    standalone = writer.standalone(question, history)
+    with _failures_of(writer):
+        standalone = writer.standalone(question, history)
     hits = library.search(standalone, k, mode=mode, filter=filter)
     yield {"event": "hits", "question": standalone, "hits": hits}
-    evidence = weigh(standalone, hits, library.embedding)
+    evidence = weigh(standalone, hits, library.embedding, question)
     stream = CitationStream(hits, library.document)
     text = ""
     if hits and evidence.confidence >= threshold:
-        for piece in writer.write(standalone, hits, evidence, stream):
-            text += piece
-            if piece:
-                yield {"event": "token", "text": piece}
+        with _failures_of(writer):
+            for piece in writer.write(standalone, hits, evidence, stream):
+                text += piece
+                if piece:
+                    yield {"event": "token", "text": piece}
     refused = not stream.citations
     answer = Answer(
         question, standalone, REFUSALS[language_of(question)] if refused else text.strip(), tuple(stream.citations),
@@ -507,16 +550,65 @@ def stream_pipeline(
     yield {"event": "answer", "answer": answer}
 
 
+def check_question(question: str) -> None:
+    """Refuse what is no question: nothing, or too much."""
+    if not isinstance(question, str):
+        raise InputError(f"question must be a string. Got {question!r:.100}.")
+    if not question.strip():
+        raise InputError("The question is empty.")
+    if len(question) > MOST_CHARACTERS:
+        raise InputError(f"A question may have {MOST_CHARACTERS:,} characters. This one has {len(question):,}.")
+
+
+def check_settings(k: int, threshold: float | None) -> None:
+    """Refuse settings that are out of range."""
+    if not isinstance(k, int):
+        raise InputError(f"k must be a whole number. Got {k!r:.100}.")
+    check_range("k", k, 1, 100)
+    if not (threshold is None or isinstance(threshold, (int, float))):
+        raise InputError(f"threshold must be a number or None. Got {threshold!r:.100}.")
+    check_range("threshold", 0 if threshold is None else threshold, 0, 1)
+
+
+@contextmanager
+def _failures_of(writer: Answerer) -> Iterator[None]:
+    """Name the answerer whose model failed; each provider's package has errors of its own."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise AnswererError(f"{writer.name} failed: {reason}", hint="its address, its key and its log") from error
+
+
+def as_answerer(answerer: Any) -> Answerer:
+    """Return an answerer as it is, or make one of a string or a chat model of LangChain's."""
+    if isinstance(answerer, Answerer):
+        return answerer
+    if isinstance(answerer, str):
+        return load_answerer(answerer)
+    if hasattr(answerer, "stream"):
+        return ChatAnswerer(answerer, model_name(answerer))
+    raise InputError(f"answerer must be a string, an Answerer or a chat model of LangChain's. Got {answerer!r:.100}.")
+
+
 def as_library(documents: Any) -> Library:
     """Return a library as it is, or make one in memory of paths, documents or LangChain documents."""
     if isinstance(documents, Library):
         return documents
     library = Library()
-    for document in [documents] if isinstance(documents, (str, Path, Document)) else documents:
+    one = not isinstance(documents, Iterable) or isinstance(documents, (str, LangChainDocument))
+    for document in [documents] if one else documents:
         if isinstance(document, (str, Path)):
-            library.add(document)
+            for path in files_of(str(document)):
+                library.add(path)
+        elif isinstance(document, Document):
+            library.add_document(document)
+        elif isinstance(document, LangChainDocument):
+            library.add_document(_from_langchain(document))
         else:
-            library.add_document(document if isinstance(document, Document) else _from_langchain(document))
+            raise InputError(f"documents must be paths, or documents of ours or LangChain's. Got {document!r:.100}.")
     return library
 
 
@@ -552,12 +644,21 @@ class AskConfig(LibraryConfig):
 
     def library(self) -> tuple[Library, dict[str, list[str]]]:
         """Open the library with the documents in it, and a filter for these alone."""
-        library = Library(self.folder, self.embedding())
+        check_settings(self.k, self.threshold)
+        load_answerer(self.answerer)
         paths = [path for name in self.documents for path in files_of(name)]
+        library = Library(self.folder, self.embedding())
         infos = []
         with progress_bar(disable=len(paths) < 2) as bar:
             for path in bar.track(paths, task_id=bar.add_task("read", figures="")):
-                infos.append(library.add(path, password=self.password))
+                try:
+                    infos.append(library.add(path, password=self.password))
+                except DocumentError as error:
+                    if len(paths) == 1:
+                        raise
+                    logger.warning("left out: %s", error)
+        if not infos:
+            raise InputError("None of the documents could be read.", hint="--documents, files or folders")
         return library, {"document_id": [info.id for info in infos]}
 
     def settings(self) -> dict[str, Any]:
@@ -567,6 +668,7 @@ class AskConfig(LibraryConfig):
 
 def ask(config: AskConfig) -> None:
     """Answer one question, and draw the pages of its quotes; see :class:`AskConfig`."""
+    check_question(config.question)
     library, chosen = config.library()
     run = Run(PROJECT, MODULE, "ask", replace(config, password=""), name=config.run)  # it stays out of config.yaml
     answer, _ = rag_pipeline(config.question, library, filter=chosen, **config.settings())
@@ -598,6 +700,12 @@ def chat(config: ChatConfig) -> None:
     logger.info("%d documents; an empty line ends", len(chosen["document_id"]))
     question = config.question.strip() or _line()
     while question:
+        try:
+            check_question(question)
+        except InputError as error:
+            sys.stdout.write(f"{error}\n\n")
+            question = _line()
+            continue
         answer = None
         for event in stream_pipeline(question, library, filter=chosen, history=history, **config.settings()):
             if event["event"] == "token":
@@ -607,7 +715,7 @@ def chat(config: ChatConfig) -> None:
         assert answer is not None
         shown = as_text("" if answer.citations else answer.text, answer.citations)
         sys.stdout.write(f"{shown}\n\n")
-        history.append((answer.standalone_question, answer.text))
+        history.append((question, answer.text))
         question = _line()
 
 

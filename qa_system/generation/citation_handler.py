@@ -41,8 +41,9 @@ WEIGHTS = Path(__file__).parents[1] / "builtin" / "evidence.json"
 READ = 5  # hits whose sentences are weighed
 
 ENOUGH = 0.6  # share of a claim's words that its quote must have
-MARK = re.compile(r"[\[【]\s*(\d{1,3}(?:\s*[,，、;；]\s*\d{1,3})*)\s*[\]】]")
-BEGUN = re.compile(r"\s*(?:[\[【][\d\s,，、;；]{0,30})?$")  # what may yet become a mark, with the blanks before it
+MARK = re.compile(r"[\[【]\s*(\^?\d{1,3}(?:\s*[,，、;；–-]\s*\^?\d{1,3})*)\s*[\]】]")
+MARKS = re.compile(rf"\s*{MARK.pattern}")  # with the blanks before
+BEGUN = re.compile(r"\s*(?:[\[【][\d\s^,，、;；–-]{0,30})?$")  # what may yet become a mark, with the blanks before it
 QUOTED = re.compile(r"[\"“”«»「『]([^\"“”«»「」『』]{8,})[\"“”«»」』]")
 WORD = re.compile(r"[\u3400-\u9fff]|[^\W\d_]+|\d+")
 HOLLOW = frozenset(
@@ -103,7 +104,7 @@ def verify(citation: Citation, document: Document) -> bool:
 
 
 def locate(text: str, quote: str, start: int = 0, end: int | None = None) -> tuple[int, int] | None:
-    """Find a quote in a text word for word; only blanks and the shapes of quotation marks and dashes may differ.
+    """Find a quote in a text word for word; only blanks, case and the shapes of quotation marks and dashes may differ.
 
     Args:
         text: To look in.
@@ -117,16 +118,18 @@ def locate(text: str, quote: str, start: int = 0, end: int | None = None) -> tup
     words = quote.translate(ALIKE).split()
     if not words:
         return None
-    found = re.compile(r"\s+".join(map(re.escape, words))).search(text.translate(ALIKE), start, end or len(text))
+    pattern = re.compile(r"\s+".join(map(re.escape, words)), re.I)
+    found = pattern.search(text.translate(ALIKE), start, end or len(text))
     return found.span() if found else None
 
 
-def supporting_span(claim: str, passage: str) -> tuple[int, int] | None:
+def supporting_span(claim: str, passage: str, question: str = "") -> tuple[int, int] | None:
     """Find what a passage says for a claim: the words it has in quotation marks, else the sentence or two most like it.
 
     Args:
         claim: A sentence or a part of one.
         passage: The text of the passage it cites.
+        question: What it answers, if it is too short to be told from others like it: a word of it must stand there.
 
     Returns:
         A span of the passage; None where quoted words are not there, or fewer than :data:`ENOUGH` of the claim's
@@ -136,15 +139,16 @@ def supporting_span(claim: str, passage: str) -> tuple[int, int] | None:
     if quoted:
         spans = [locate(passage, words) for words in quoted]
         return max((s for s in spans if s), key=lambda s: s[1] - s[0], default=None) if all(spans) else None
-    wanted, numbers = set(tokenize(claim)), set(NUMBER.findall(claim))
+    wanted, numbers, asked = set(tokenize(claim)), set(NUMBER.findall(claim)), set(tokenize(question))
     parts = sentences(passage)
     best, best_share = None, ENOUGH
     for length in (1, 2):  # two only where they have more
         for first, last in zip(parts, parts[length - 1 :], strict=False):
             span = first[0], last[1]
-            words = passage[slice(*span)]
-            share = len(wanted & set(tokenize(words))) / max(len(wanted), 1)
-            if numbers <= set(NUMBER.findall(words)) and (share > best_share or best is None and share == ENOUGH):
+            said = set(tokenize(passage[slice(*span)]))
+            share = len(wanted & said) / max(len(wanted), 1)
+            fits = numbers <= set(NUMBER.findall(passage[slice(*span)])) and (not asked or asked & said)
+            if fits and (share > best_share or best is None and share == ENOUGH):
                 best, best_share = span, share
     return best
 
@@ -219,7 +223,7 @@ def candidates(question: str, hits: Sequence[Hit], embedding: Embeddings) -> lis
     return found
 
 
-def weigh(question: str, hits: Sequence[Hit], embedding: Embeddings) -> Evidence:
+def weigh(question: str, hits: Sequence[Hit], embedding: Embeddings, follow_up: str = "") -> Evidence:
     """Find the quote that most likely answers a question.
 
     A linear model of the features chooses it. Logistic regression on its two cosines says how likely it holds an
@@ -230,6 +234,7 @@ def weigh(question: str, hits: Sequence[Hit], embedding: Embeddings) -> Evidence
         question: Any text.
         hits: Best first.
         embedding: That of the library.
+        follow_up: The question as it was asked, if ``question`` is what it was made of: each counts half.
 
     Returns:
         The best candidate with its confidence; one of confidence 0 where there is none.
@@ -237,6 +242,9 @@ def weigh(question: str, hits: Sequence[Hit], embedding: Embeddings) -> Evidence
     found = candidates(question, hits, embedding)
     if not found:
         return Evidence()
+    if follow_up.strip() not in ("", question):
+        pairs = zip(found, candidates(follow_up, hits, embedding), strict=True)
+        found = [replace(a, features=tuple(np.mean([a.features, b.features], axis=0))) for a, b in pairs]
     learned = weights()
     scores = np.array([evidence.features for evidence in found]) @ np.array(learned["choice"])
     best = found[int(scores.argmax())]
@@ -298,6 +306,12 @@ def _parts(text: str, embedding: Embeddings) -> list[_Part]:
 # --- Citations --------------------------------------------------------------------------------------------------------
 
 
+def places(mark: str) -> list[int]:
+    """Return the numbers that a mark names: ``1, 3`` is 1 and 3, ``1-3`` also what lies between."""
+    spans = re.findall(r"(\d+)(?:\s*[–-]\s*\^?(\d+))?", mark)
+    return [place for first, last in spans for place in range(int(first), int(last or first) + 1)]
+
+
 class CitationStream:
     """An answer as it is written: text goes in as it comes, and comes out with checked citations, never half a mark.
 
@@ -308,6 +322,7 @@ class CitationStream:
     Attributes:
         citations: The verified ones, numbered as they came.
         dropped: How many marks were taken out.
+        written: What came out so far.
     """
 
     def __init__(self, hits: Sequence[Hit], document_of: Callable[[str], Document]) -> None:
@@ -316,7 +331,7 @@ class CitationStream:
         self.citations: list[Citation] = []
         self.dropped = 0
         self._held = ""
-        self._written = ""
+        self.written = ""
 
     def feed(self, text: str) -> str:
         """Take more of the answer, and return what of it is certain."""
@@ -325,21 +340,21 @@ class CitationStream:
         while mark := MARK.search(self._held):
             before, self._held = self._held[: mark.start()], self._held[mark.end() :]
             blanks = before[len(before.rstrip()) :]
-            self._written += before.rstrip()
-            numbers = [self._number(int(number)) for number in re.findall(r"\d+", mark[1])]
+            self.written += before.rstrip()
+            numbers = [self._number(place) for place in places(mark[1])]
             marks = "".join(f"[{number}]" for number in dict.fromkeys(filter(None, numbers)))
-            self._written += blanks + marks if marks else ""
+            self.written += blanks + marks if marks else ""
             out += before.rstrip() + (blanks + marks if marks else "")
         begun = BEGUN.search(self._held)
         certain = self._held[: begun.start()] if begun else self._held
         self._held = self._held[len(certain) :]
-        self._written += certain
+        self.written += certain
         return out + certain
 
     def close(self) -> str:
         """Return the rest; a mark that was never finished is no mark, and goes."""
-        rest, self._held = re.sub(r"\s*[\[【][\d\s,，、;；]*$", "", self._held).rstrip(), ""
-        self._written += rest
+        rest, self._held = re.sub(r"\s*[\[【][\d\s^,，、;；–-]*$", "", self._held).rstrip(), ""
+        self.written += rest
         return rest
 
     def cite(self, chunk: Chunk, start: int, end: int) -> int | None:
@@ -377,8 +392,8 @@ class CitationStream:
 
     def _claims(self) -> list[str]:
         """Return what the mark may stand for: the words since the last mark, if they are a few, and the sentence."""
-        spans = sentences(self._written)
-        sentence = self._written[slice(*spans[-1])] if spans else ""
+        spans = sentences(self.written)
+        sentence = self.written[slice(*spans[-1])] if spans else ""
         since = MARK.split(sentence)[-1]
         sentence = MARK.sub("", sentence)
         return [since, sentence] if len(tokenize(since)) >= 3 and since != sentence else [sentence]
@@ -420,7 +435,8 @@ def as_text(text: str, citations: Sequence[Citation]) -> str:
     lines = [text, ""] if citations else [text]
     for citation in citations:
         quote = " ".join(citation.quote.split())
-        lines.append(f"[{citation.number}] {citation.document_name}, page {citation.page_label}: “{quote}”")
+        name = " ".join(citation.document_name.split())
+        lines.append(f"[{citation.number}] {name}, page {citation.page_label}: “{quote}”")
     return "\n".join(lines)
 
 

@@ -37,7 +37,14 @@ from langchain_core.retrievers import BaseRetriever
 from numpy.typing import ArrayLike, NDArray
 from pydantic import ConfigDict
 
-from qa_system.document_processor.pdf_reader import Document, DocumentError, LimitError, Limits, read_document
+from qa_system.document_processor.pdf_reader import (
+    SUFFIXES,
+    Document,
+    DocumentError,
+    LimitError,
+    Limits,
+    read_document,
+)
 from qa_system.document_processor.text_splitter import split_document
 from qa_system.document_processor.vector_store import MANIFEST, CosineStore, FaissStore, Filter, unit_vectors
 from qa_system.retrieval.sparse_retrieval import Hit, HybridRetriever
@@ -847,8 +854,10 @@ def index(config: IndexConfig) -> None:
 def files_of(name: str) -> list[Path]:
     """Return the files that ``builtin:documents``, a file's or a folder's name stands for.
 
+    Of a folder these are all pdf, docx, html, md and txt in it, at any depth, but those that a library keeps there.
+
     Raises:
-        InputError: There is no such builtin, or the folder is empty.
+        InputError: There is no such builtin, or no such file in the folder.
         FileNotFoundError: Nothing is there.
     """
     path = Path(name).expanduser()
@@ -856,10 +865,13 @@ def files_of(name: str) -> list[Path]:
         path = Path(__file__).parents[1] / "builtin" / resolve(name, builtins=("documents",)).name
     elif not path.exists():
         raise FileNotFoundError(f"No such file or folder: {name!r}.")
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    if not files:
-        raise InputError(f"There are no files in {path}.")
-    return files
+    if not path.is_dir():
+        return [path]
+    libraries = {manifest.parents[1] for manifest in path.rglob(f"index/{MANIFEST}")}
+    files = [file for file in path.rglob("*") if file.suffix.lower() in {".txt", *SUFFIXES} and file.is_file()]
+    if kept := sorted(file for file in files if not libraries & set(file.parents)):
+        return kept
+    raise InputError(f"There is no pdf, docx, html, md or txt in {path}.")
 
 
 @dataclass

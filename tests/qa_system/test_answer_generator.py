@@ -16,6 +16,7 @@ from qa_system.document_processor.pdf_reader import read_document
 from qa_system.generation import answer_generator
 from qa_system.generation.answer_generator import (
     REFUSALS,
+    AnswererError,
     ChatAnswerer,
     ReaderAnswerer,
     TextAnswerer,
@@ -132,6 +133,11 @@ def test_an_answer_without_marks_gets_the_quote_that_supports_it_or_is_refused(l
         assert rag_pipeline(question, library, answerer=Says(words))[0].refused
 
 
+@pytest.mark.parametrize("words", ["no", "No.", "8", "a", "[1", "187", "the"])
+def test_a_few_letters_that_happen_to_stand_somewhere_are_no_support(words: str, library: Library) -> None:
+    assert rag_pipeline("How high is the lighthouse?", library, answerer=Says(words))[0].refused
+
+
 def test_where_nothing_is_found_no_model_is_asked(library: Library) -> None:
     model = Says("Paris [1].")
     assert rag_pipeline("What is the capital of France?", library, answerer=model)[0].refused
@@ -166,10 +172,28 @@ def test_follow_up_questions_are_made_standalone(library: Library) -> None:
     assert answer.standalone_question == "Who built the lighthouse? And how high is it?"
 
 
+def test_a_follow_up_is_answered_itself_and_not_the_question_before(library: Library) -> None:
+    history = [("Who built the lighthouse?", "Alan Stevenson [1]"), ("How high is it?", "It is 41 metres high. [1]")]
+    assert with_subject("And when was it built?", history).startswith("Who built the lighthouse? And")  # no chain
+    for question in ("Is there a colony of seals?", "How many seals are there?", "What does one of the adults pay?",
+                     "grey seals tide", "What is the capital of France, and does it have a river?"):  # fmt: skip
+        assert with_subject(question, history) == question
+    talk = [("How much does an adult pay for a single ticket?", "An adult pays £9.40 [1]")]
+    answer, _ = rag_pipeline("And for children?", library, history=talk)
+    assert "Children under five travel free" in answer.text
+
+
+def test_marks_in_a_document_do_not_look_like_citations(tmp_path: Path) -> None:
+    (tmp_path / "paper.txt").write_text("The robot that washes windows is called Marlow [3, 7].", encoding="utf-8")
+    answer, _ = rag_pipeline("What is the robot that washes windows called?", tmp_path / "paper.txt")
+    assert answer.text == "The robot that washes windows is called Marlow. [1]"
+    assert answer.citations[0].quote.endswith("Marlow [3, 7].")
+
+
 def test_documents_may_be_paths_documents_or_langchains(tmp_path: Path) -> None:
     path = tmp_path / "light.txt"
     path.write_text(LIGHT, encoding="utf-8")
-    for documents in (path, [str(path)], read_document(path), [LangChainDocument(page_content=LIGHT)]):
+    for documents in (path, [str(path)], tmp_path, read_document(path), [LangChainDocument(page_content=LIGHT)]):
         answer, _ = rag_pipeline("How high is the lighthouse?", documents)
         assert "41 metres" in answer.text
 
@@ -314,6 +338,28 @@ def test_a_chat_template_is_used(tmp_path: Path, tokenizer_folder: Path) -> None
     assert seen == ["< system > rules < user > hello"]
 
 
+def test_rules_go_into_the_users_turn_where_a_template_has_none_for_them(
+    tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    name = saved(
+        LlamaForCausalLM(LlamaConfig(**SIZES, max_position_embeddings=4096)), tmp_path / "user", tokenizer_folder
+    )
+    writer = load_answerer(name, "cpu")
+    writer.most = 2
+    writer.tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "<{{ m.role }}>{{ m.content }}{% endfor %}"
+    )
+    seen = []
+    original = writer.model.generate
+    writer.model.generate = lambda **kw: seen.append(kw["input_ids"][0].tolist()) or original(**kw)
+    list(writer.generate([{"role": "system", "content": "rules"}, {"role": "user", "content": "hello [SEP] you"}]))
+    assert writer.tokenizer.decode(seen[0]).startswith("< user > rules hello")
+    assert writer.tokenizer.sep_token_id not in seen[0]  # a document can't end a turn
+
+
 def test_a_failing_model_raises_in_the_callers_thread(tmp_path: Path, tokenizer_folder: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -330,6 +376,25 @@ def test_any_chat_model_of_langchain_answers(library: Library) -> None:
     model = GenericFakeChatModel(messages=iter([AIMessage("Alan Stevenson built the lighthouse [1].")]))
     answer, _ = rag_pipeline("Who built the lighthouse?", library, answerer=ChatAnswerer(model, "fake"))
     assert answer.text == "Alan Stevenson built the lighthouse [1]."
+
+
+def test_a_failing_answerer_is_named_with_its_reason(library: Library, tokenizer_folder: Path) -> None:
+    from langchain_core.language_models import GenericFakeChatModel
+    from transformers import AutoTokenizer
+
+    question = "Who built the lighthouse?"
+    silent = GenericFakeChatModel(messages=iter([]))
+    with pytest.raises(AnswererError, match="GenericFakeChatModel failed"):
+        rag_pipeline(question, library, answerer=silent)
+    events = []
+    with pytest.raises(AnswererError, match="says failed: IndexError"):
+        events.extend(event["event"] for event in stream_pipeline(question, library, answerer=Says()))
+    with pytest.raises(AnswererError, match="says failed: IndexError"):
+        rag_pipeline("And it?", library, answerer=Says(), history=[(question, "Alan Stevenson")])
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    reader = ReaderAnswerer(Points(tokenizer, "Alan Stevenson"), tokenizer, "points")
+    with pytest.raises(AnswererError, match=r"points takes 192\."):
+        rag_pipeline(question + " really" * 200, library, answerer=reader, threshold=0)
 
 
 def test_what_a_string_can_not_name_is_said(tmp_path: Path, tokenizer_folder: Path) -> None:
@@ -356,13 +421,20 @@ def test_what_a_string_can_not_name_is_said(tmp_path: Path, tokenizer_folder: Pa
         ("What?", {"k": 101}, "k must be in"),
         ("What?", {"threshold": 2}, "threshold must be in"),
         ("What?", {"mode": "magic"}, "mode must be"),
+        (None, {}, "question must be a string"),
+        ("What?", {"k": "5"}, "k must be a whole number"),
+        ("What?", {"threshold": "x"}, "threshold must be a number"),
+        ("What?", {"answerer": 5}, "answerer must be a string"),
+        ("What?", {"documents": [5]}, "documents must be paths"),
+        ("What?", {"documents": None}, "documents must be paths"),
+        ("What?", {"history": ["abc"]}, "history must be pairs"),
     ],
 )
 def test_wrong_questions_and_arguments_are_named(
     question: str, more: dict[str, Any], message: str, library: Library
 ) -> None:
     with pytest.raises(InputError, match=message):
-        rag_pipeline(question, library, **more)
+        rag_pipeline(question, **{"documents": library, **more})
 
 
 def test_an_empty_library_refuses() -> None:
@@ -393,6 +465,15 @@ def test_ask_prints_the_answer_and_saves_the_run_and_chat_follows_up(
     assert "[1] light.txt, page 1: “The lighthouse was built in 1874" in asked.stdout
     results = json.loads(Path("outputs/qa_system/one/results.json").read_text(encoding="utf-8"))
     assert results["metrics"]["citations"] == 1
-    talked = command("chat", "--documents", "light.txt", stdin="Who built the lighthouse?\nHow high is it?\n\n")
+    lines = f"Who built the lighthouse?\n{'x' * 2_001}\nHow high is it?\n\n"
+    Path("broken.pdf").write_bytes(b"%PDF-1.7 nothing")
+    talked = command("chat", "--documents", ".", stdin=lines)
+    assert "left out: broken.pdf" in talked.stderr
+    assert "may have 2,000 characters" in talked.stdout
     assert talked.returncode == 0, talked.stderr
     assert "41 metres" in talked.stdout
+    for wrong in (["--question", ""], ["--k", "0"], ["--threshold", "2"], ["--documents", "broken.pdf"]):
+        failed = command("ask", "--documents", "light.txt", *wrong, "--run", "two")
+        assert failed.returncode == 2
+        assert "Traceback" not in failed.stderr
+    assert not Path("outputs/qa_system/two").exists()

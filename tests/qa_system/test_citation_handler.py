@@ -14,12 +14,14 @@ from qa_system.document_processor.text_splitter import Chunk
 from qa_system.generation.citation_handler import (
     Citation,
     CitationStream,
+    Evidence,
     as_text,
     candidates,
     highlighted_html,
     in_context,
     locate,
     matching_spans,
+    places,
     supporting_span,
     verify,
     weigh,
@@ -84,7 +86,7 @@ def test_a_citation_with_anything_changed_is_not_verified(change: dict[str, obje
 def test_words_are_located_whatever_the_blanks_and_quotation_marks_and_never_otherwise() -> None:
     assert locate(RULES, "minutes before departure") == (20, 44)
     assert locate("He said “no—never”.", '"no-never"') == (8, 18)
-    assert locate(RULES, "Minutes before departure") is None
+    assert locate(RULES, "Minutes before departure") == (20, 44)
     assert locate(RULES, "minutes after departure") is None
     assert locate(RULES, "  ") is None
     assert locate("one one", "one", 1) == (4, 7)
@@ -151,6 +153,24 @@ def test_marks_of_several_numbers_and_chinese_brackets_are_read() -> None:
     assert stream.citations[1].quote == "狗不得上船。"
 
 
+def test_ranges_and_footnote_marks_are_marks() -> None:
+    assert places("1, 3") == [1, 3]
+    assert places("^2") == [2]
+    assert places("1–3; 5") == [1, 2, 3, 5]
+    stream = stream_over(document(FARES), document(RULES))
+    assert stream.feed("Dogs need a ticket [1-3]. Cats are free [^1].") == "Dogs need a ticket [1]. Cats are free."
+    assert stream.dropped == 3
+
+
+def test_a_short_claim_needs_whole_words_and_one_of_the_question() -> None:
+    farm = "It has 14 turbines of 2.3 megawatts. The road north was built in 2011 and has 14 bends."
+    question = "How many turbines are there?"
+    assert farm[slice(*supporting_span("14", farm, question))] == "It has 14 turbines of 2.3 megawatts."
+    assert supporting_span("14", farm, "How many sheep are there?") is None
+    for words in ("3", "1", "no"):
+        assert supporting_span(words, farm, question) is None
+
+
 @given(
     st.integers(1, 7),
     st.sampled_from(["Dogs need a ticket [1]. Free [9], or x [1", "a [b] [ 1 ] c[2] [", "[1]", "x  [1]"]),
@@ -196,6 +216,18 @@ def test_answers_are_written_with_their_quotes() -> None:
     )
 
 
+def test_a_documents_name_makes_no_line_of_its_own() -> None:
+    one = document(FARES, "a.pdf\n[2] b.pdf")
+    assert len(as_text("Dogs, too [1].", [Citation.of(1, one, 74, 98)]).splitlines()) == 3
+
+
+def test_a_follow_up_chooses_among_what_its_subject_is_about() -> None:
+    text = "A ticket for an adult is £9. A ticket for a child is £4. A kennel for a child's dog is £1."
+    hits = [hit(document(text), dense=0.5)]
+    whole = "How much is a ticket for a child? And an adult?"
+    assert text[slice(*span_of(weigh(whole, hits, Letters(), "And an adult?")))].startswith("A ticket for an adult")
+
+
 def test_the_words_of_a_question_are_found_in_other_forms() -> None:
     text = "Tickets for a dog: 3. 狗的船票"
     assert [text[a:b] for a, b in matching_spans("Which dogs need a ticket? 船票", text)][:2] == ["Tickets", "dog"]
@@ -210,6 +242,10 @@ def test_candidates_are_sentences_neighbors_and_rows_with_their_header() -> None
     assert "Adult | £9\nChild | £4" not in quotes
     assert "Paid on board. Or ashore." in quotes
     assert all(e.features[1] == 0.5 for e in found)
+
+
+def span_of(evidence: Evidence) -> tuple[int, int]:
+    return evidence.start, evidence.end
 
 
 def test_the_best_evidence_has_the_questions_words_and_nothing_has_no_confidence() -> None:

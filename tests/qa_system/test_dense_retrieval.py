@@ -385,8 +385,14 @@ def test_wrong_input_is_one_line(
 
 def test_a_folder_stands_for_its_files(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
-    with pytest.raises(InputError, match="no files"):
+    with pytest.raises(InputError, match="no pdf, docx"):
         files_of(str(tmp_path))
     for name in ("z.txt", "a/b/c.md"):
         (tmp_path / name).write_text("x")
+    (tmp_path / "picture.png").touch()
+    library = tmp_path / "library"  # keeps copies, which are not to be read again
+    (library / "files").mkdir(parents=True)
+    (library / "index").mkdir()
+    for name in ("index/manifest.json", "files/0.txt"):
+        (library / name).touch()
     assert files_of(str(tmp_path)) == [tmp_path / "a/b/c.md", tmp_path / "z.txt"]

@@ -135,11 +135,20 @@ class Lists:
     text: str = ""
 
 
+def test_a_file_may_have_commas_and_brackets_in_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("sp ace, comma.txt", "[br].txt"):
+        Path(name).touch()
+        for arguments in (["--models", name], [f"--models={name}"]):
+            assert parse(Lists, arguments, "python -m p.m c").models == [name]
+
+
 @pytest.mark.parametrize(("arguments", "seeds", "models"), [
     (["--seeds", "3"], [3], []),
     (["--seeds=3"], [3], []),
     (["--seeds", "[3, 4]", "--models=builtin:x"], [3, 4], ["builtin:x"]),
     (["--models", "a/b,builtin:x", "--seeds", "0,1"], [0, 1], ["a/b", "builtin:x"]),
+    (["--models", "a: b #c, [x].txt"], [0], ["a: b #c", "[x].txt"]),
 ])  # fmt: skip
 def test_a_list_needs_no_brackets(arguments: list[str], seeds: list[int], models: list[str]) -> None:
     config = parse(Lists, arguments, "python -m p.m c")
