@@ -232,7 +232,8 @@ def read_document(path: str | Path, *, name: str = "", password: str = "", limit
     document = _document(_in_child(data, {"name": name, "kind": kind, "password": password}, limits))
     methods = Counter(page.method for page in document.pages)
     read_by = ", ".join(f"{count} by {method}" for method, count in methods.items())
-    logger.info("%s: %d pages, %s, %.1f s", name, len(document.pages), read_by, time.monotonic() - began)
+    count = f"{len(document.pages)} page{'s' * (len(document.pages) > 1)}"
+    logger.info("%s: %s, %s, %.1f s", name, count, read_by, time.monotonic() - began)
     return document
 
 
@@ -581,7 +582,8 @@ def reading_order(boxes: Sequence[Box]) -> list[int]:
     """Order the boxes of lines as they are read: a recursive XY-cut (Nagy and Seth, 1984).
 
     A gutter with long lines on both sides divides columns, so that tables keep their rows; lines across it, as headers
-    over both columns, divide what is above from what is below. Elsewhere rows go from top to bottom.
+    over both columns, divide what is above from what is below, and may have a gutter of their own. Elsewhere rows go
+    from top to bottom.
 
     Args:
         boxes: In points, from the bottom left.
@@ -621,21 +623,19 @@ def _beside(a: Box, b: Box) -> bool:
     return min(a[3], b[3]) - max(a[1], b[1]) >= 0.5 * min(a[3] - a[1], b[3] - b[1])
 
 
-def _cut(boxes: Sequence[Box], chosen: list[int]) -> list[int]:
-    gutter = _gutter(boxes, chosen)
+def _cut(boxes: Sequence[Box], chosen: list[int], fill: float = 0.45) -> list[int]:
+    """Order boxes; in a column, half of them must fill more than ``fill`` of its width."""
+    rows, gutter = _rows(boxes, chosen), _gutter(boxes, chosen, fill)
     if gutter is None:
-        return [i for row in _rows(boxes, chosen) for i in row]
+        return [i for row in rows for i in row]
     order: list[int] = []
-    sides: tuple[list[int], list[int]] = ([], [])
-    for i in [i for row in _rows(boxes, chosen) for i in row] + [-1]:
-        side = -1 if i < 0 else _side(boxes[i], gutter)
-        if side >= 0:
-            sides[side].append(i)
-            continue
-        for part in sides:
-            order += _cut(boxes, part) if len(part) < len(chosen) else part
-            part.clear()
-        order += [i] if i >= 0 else []
+    kinds = "".join("x" if any(_side(boxes[i], gutter) < 0 for i in row) else "." for row in rows)
+    # One or two rows after some that go across may be a heading or a paragraph's last line
+    for match in re.finditer(r"x(?:\.{0,2}(?:x|$))*|\.+", kinds):
+        block, across = [i for row in rows[slice(*match.span())] for i in row], match[0][0] == "x"
+        for part in [block] if across else [[i for i in block if _side(boxes[i], gutter) == side] for side in (0, 1)]:
+            # What goes across is cut again, unless it may be a listing with comments, which keeps its rows
+            order += _cut(boxes, part, 0.9 if across else fill) if len(part) < len(chosen) else part
     return order
 
 
@@ -647,7 +647,7 @@ def _side(box: Box, gutter: tuple[float, float]) -> int:
     return 1 if gutter[1] - box[0] <= 0.1 * width else -1
 
 
-def _gutter(boxes: Sequence[Box], chosen: Sequence[int]) -> tuple[float, float] | None:
+def _gutter(boxes: Sequence[Box], chosen: Sequence[int], fill: float) -> tuple[float, float] | None:
     """Find the gutter that the fewest lines cross; None where there are no columns of prose."""
     if len(chosen) < 6:
         return None
@@ -661,7 +661,7 @@ def _gutter(boxes: Sequence[Box], chosen: Sequence[int]) -> tuple[float, float] 
             candidates.append((across, x - lefts[after], x, lefts[after]))
     for _, _, left, right in sorted(candidates)[:8]:
         sides = [[i for i in chosen if _side(boxes[i], (left, right)) == side] for side in (0, 1)]
-        if all(len(side) >= 3 and _prose(boxes, side, height) for side in sides):
+        if all(len(side) >= 3 and _prose(boxes, side, height, fill) for side in sides):
             top = min(max(boxes[i][3] for i in side) for side in sides)
             bottom = max(min(boxes[i][1] for i in side) for side in sides)
             if top - bottom > 2 * height:
@@ -669,10 +669,10 @@ def _gutter(boxes: Sequence[Box], chosen: Sequence[int]) -> tuple[float, float] 
     return None
 
 
-def _prose(boxes: Sequence[Box], chosen: Sequence[int], height: float) -> bool:
+def _prose(boxes: Sequence[Box], chosen: Sequence[int], height: float, fill: float) -> bool:
     width = statistics.median(boxes[i][2] - boxes[i][0] for i in chosen)
     extent = max(boxes[i][2] for i in chosen) - min(boxes[i][0] for i in chosen)
-    return width > 7 * height and width > 0.45 * extent
+    return width > 7 * height and width > fill * extent
 
 
 def _flows(a: Box, b: Box) -> bool:
@@ -731,11 +731,11 @@ def _keeps_hyphen(before: str, after: str, known: Counter[str]) -> bool:
         after: The part after it.
         known: The document's words, in lower case.
     """
-    if before.isupper() and after.isupper():
-        return known[f"{before}-{after}".lower()] > known[f"{before}{after}".lower()]
-    if after[0].isupper():
-        return True
     joined, apart = known[f"{before}{after}".lower()], known[f"{before}-{after}".lower()]
+    if before.isupper() and after.isupper():
+        return apart > joined
+    if after[0].isupper():
+        return apart >= joined
     return apart > joined if apart or joined else "-" in before or before.lower() in COMPOUNDS
 
 
@@ -1039,6 +1039,8 @@ def _ocr() -> Any:
             # Finding lines in a smaller picture finds the same ones in a fifth of the time
             "Det.limit_type": "max",
             "Det.limit_side_len": 960,
+            # On a busy machine threads wait for one another: two took twice the time of one
+            "EngineConfig.onnxruntime.intra_op_num_threads": 1,
             "Rec.rec_batch_num": 1,  # batches are no faster, and pad to the longest line: twice the memory
         }
     )

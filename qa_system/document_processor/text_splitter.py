@@ -10,6 +10,7 @@ Sentences are found by rules: abbreviations, initials, quotation marks, Chinese 
 from __future__ import annotations
 
 import bisect
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from langchain_core.documents import Document as LangChainDocument
 
 LEAST_TOKENS = 16  # less than that may not hold a single character of every script
+CHARACTERS_PER_TOKEN = 8  # at most; English has 4 to 5, but some tokenizers make one token of a run without blanks
 Span = tuple[int, int]
 
 
@@ -98,9 +100,13 @@ NEVER_LAST = frozenset(
     "resp incl esp fig figs eq eqs eqn sect vol vols pp chap".split()
 )
 # … these with a number after them, …
-BEFORE_NUMBER = frozenset(
-    "no nos sec secs ch p art arts para ref refs tab cl reg ex app n jan feb mar apr jun jul aug sep sept oct nov "
-    "dec".split()
+BEFORE_NUMBER = frozenset("p n jan feb mar apr jun jul aug sep sept oct nov dec".split())
+# … these with a number, or what has one in it as "FAA-2020-0686"; capitalized within a sentence, also with a letter or
+# Roman number, though "A" and "I" are mostly words; …
+BEFORE_NAME = frozenset("no nos sec secs ch art arts para ref refs tab cl reg ex app".split())
+WITH_NUMBER = re.compile(r"[\w./–-]{0,24}\d")
+LETTERS = re.compile(
+    r"(?:[B-HJ-Z]|[IVXLC]{2,}|[AI](?=[.,;:)]|\s+(?:and|as|at|by|for|in|of|on|or|to|with)\b))(?![\w–-])"
 )
 # … and these only before a word that seldom is part of a name
 SELDOM_LAST = frozenset("al inc ltd co corp jr sr dept est ave blvd bros".split())
@@ -178,10 +184,16 @@ def _ends(text: str, start: int, match: re.Match[str]) -> bool:
     if not re.match(r"\.(?![.!?…])", marks):
         return True
     word = WORD_BEFORE.search(text[max(start, match.start() - 24) : match.start()])[0]  # type: ignore[index]
-    if not text[start : match.start() - len(word)].strip() and NUMBERING.fullmatch(word):
+    at = match.start() - len(word)
+    first = _stripped(text, start, at)[0] == at
+    if first and NUMBERING.fullmatch(word):
         return False  # "1. Introduction"
     known = word.lower()
     if known in NEVER_LAST or (known in BEFORE_NUMBER and next_one.isdigit()):
+        return False
+    if known in BEFORE_NAME and (
+        WITH_NUMBER.match(text, following) or (word[0].isupper() and not first and LETTERS.match(text, following))
+    ):
         return False
     if known in ("a.m", "p.m") or not (known in SELDOM_LAST or DOTTED.fullmatch(word)):
         return True
@@ -228,7 +240,8 @@ def split_document(
 
     A heading begins a chunk, unless that leaves the one before with less than a quarter of ``max_tokens``; paragraphs
     are kept whole where that leaves a chunk at least half full. A sentence longer than ``max_tokens`` is cut between
-    its clauses, else its words. Chunks may cross pages.
+    its clauses, else its words. No chunk has more than 8 characters for each of ``max_tokens``, however few tokens
+    they are. Chunks may cross pages.
 
     Args:
         document: What to cut.
@@ -248,7 +261,16 @@ def split_document(
     check_range("overlap", overlap, 0, max_tokens // 2)
     text, headings = document.text, sorted(document.headings)
     around = count_tokens("")
-    units = list(_units(text, headings, lambda start, end: count_tokens(text[start:end]) - around, max_tokens - around))
+
+    def tokens(start: int, end: int) -> int:
+        return max(count_tokens(text[start:end]) - around, math.ceil((end - start) / CHARACTERS_PER_TOKEN))
+
+    units = list(_units(text, headings, tokens, max_tokens - around))
+
+    def fits(first: int, last: int) -> bool:  # joined pieces may have more tokens, or the blanks between them
+        start, end = units[first].start, units[last - 1].end
+        return end - start <= CHARACTERS_PER_TOKEN * max_tokens and count_tokens(text[start:end]) <= max_tokens
+
     chunks: list[Chunk] = []
     fresh = first = 0  # the first unit that is in no chunk yet, and the first of this chunk
     while fresh < len(units):
@@ -257,8 +279,7 @@ def split_document(
             size -= units[first].tokens
             first += 1
         last = _last(units, fresh, size, max_tokens - around)
-        # Joined pieces may have more tokens, or the blanks between them
-        while first + 1 < last and count_tokens(text[units[first].start : units[last - 1].end]) > max_tokens:
+        while first + 1 < last and not fits(first, last):
             first, last = (first + 1, last) if first < fresh else (first, last - 1)
         chunks.append(_chunk(document, headings, units[first:last]))
         room, before = overlap, first
@@ -339,7 +360,8 @@ def _pieces(
             cut = _seam(text, start, start + (cut - start) * 3 // 4)
             taken = tokens(start, cut)
         yield (*_stripped(text, start, cut), taken)
-        start, size = _stripped(text, cut, end)[0], size - taken
+        start = _stripped(text, cut, end)[0]
+        size -= taken + tokens(cut, start)
         if size <= most:  # by the guess
             size = tokens(start, end)
     yield start, end, size

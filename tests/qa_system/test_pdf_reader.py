@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from qa_system.document_processor import pdf_reader as module
 from qa_system.document_processor.pdf_reader import (
     MODULE,
+    Box,
     DamagedError,
     Document,
     DocumentError,
@@ -227,6 +228,25 @@ def test_columns_are_read_one_after_the_other_below_what_spans_them(load: Any, b
     assert text.split() == f"{_shown(header)} {' '.join(LEFT)} {' '.join(RIGHT)}".split()
 
 
+def column(left: float, top: float, widths: Sequence[float]) -> list[Box]:
+    return [(left, top - 12 * i - 10, left + width, top - 12 * i) for i, width in enumerate(widths)]
+
+
+def test_columns_are_found_below_what_has_another_gutter() -> None:
+    code, comments, caption = column(50, 800, [90] * 8), column(170, 800, [150] * 8), column(50, 690, [410] * 2)
+    left, right = column(50, 660, [190, 190, 190, 80, 190, 190, 190, 190, 60]), column(270, 660, [190] * 9)
+    boxes = [*code, *comments, *caption, *left, *right]
+    assert reading_order(boxes)[16:] == list(range(16, len(boxes)))
+
+
+def test_a_listing_with_comments_keeps_its_rows_above_columns() -> None:
+    code, comments = column(50, 800, [110, 75, 75, 110, 75, 75]), column(170, 800, [150, 90, 90, 150, 90, 90])
+    left, right = column(50, 700, [190] * 9), column(270, 700, [190] * 9)
+    listing = [box for row in zip(code, comments, strict=True) for box in row]
+    boxes = [*listing, *left, *right]
+    assert reading_order(boxes) == list(range(len(boxes)))
+
+
 def _shown(operator: str) -> str:
     return bytes.fromhex(operator.partition("<")[2].partition(">")[0]).decode("cp1252")
 
@@ -284,6 +304,7 @@ def test_ligatures_come_apart(load: Any) -> None:
         (["An exam-", "ple of it."], "An example of it."),
         (["A self-", "made one."], "A self-made one."),
         (["From Baden-", "Baden here."], "From Baden-Baden here."),
+        (["The SkerryLine, or Skerry-", "Line."], "The SkerryLine, or SkerryLine."),
         (["They co-operate, as we co-", "operate too."], "They co-operate, as we co-operate too."),
         (["pages 10-", "20 of it"], "pages 10-\n20 of it"),
         (["A REMARK-", "ABLE LIFE"], "A REMARKABLE LIFE"),
@@ -712,6 +733,15 @@ def test_the_command_prints_pages_and_saves_json(tmp_path: Path, capsys: pytest.
         assert not exit_.code
     assert capsys.readouterr().out == "--- page 1 (1 of 2) ---\nOne.\n--- page 2 (2 of 2) ---\nTwo.\n"
     assert Document.from_json(output.read_text(encoding="utf-8")).text == "One.\n\nTwo."
+
+
+def test_the_log_counts_pages_in_english(load: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    load(make_pdf([show(50, 800, "One.")]))
+    load(make_pdf([show(50, 800, "One.")], [show(50, 800, "Two.")]))
+    assert [record.getMessage().rpartition(",")[0] for record in caplog.records] == [
+        "made.pdf: 1 page, 1 by pdfium", "made.pdf: 2 pages, 2 by pdfium",
+    ]  # fmt: skip
 
 
 def test_the_command_says_in_a_line_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Chunks stand where they say, hold everything and never too much; sentences end where a reader would end them."""
 
+import math
 import re
 import time
 from collections.abc import Callable
@@ -58,6 +59,9 @@ def split_text(text: str) -> list[str]:
         "Wait... what?!¦ No way!¦ I mean it…¦ Really.",
         "Plan A failed, so they took plan B.¦ The rest is history, etc.¦ Nobody wrote it.",
         "No. 5 is alive.¦ Is it?¦ No.¦ We asked.",
+        "See Docket No. FAA-2020-0686 for it.¦ Nos. A-1 and B–2, Sec. B, Art. IV and App. A of it.¦ See ref. X2.",
+        "The answer was no.¦ Then he left.¦ No.¦ That is wrong.¦ B. Smith voted No.¦ A man did not.¦ No.¦ B. Jo did.",
+        "It ended in Dec.¦ COVID-19 did not.¦ This is no art.¦ B. Smith made it.",
         "1. Introduction comes first.¦ Then comes more.",
         "A line ends\nhere, but the sentence goes on\nuntil now.¦ Then another.",
         "An empty line\n \n¦ends it",
@@ -120,6 +124,7 @@ def check(made: Document, count: Callable[[str], int], most: int, overlap: int) 
     for before, chunk in zip([None, *chunks], chunks, strict=False):
         assert made.text[chunk.start : chunk.end] == chunk.text == chunk.text.strip() != ""
         assert count(chunk.text) <= most
+        assert len(chunk.text) <= 8 * most
         touched = [page.number for page in made.pages if max(page.start, chunk.start) < min(page.end, chunk.end)]
         assert list(chunk.pages) == touched
         assert not made.text[covered : chunk.start].strip()
@@ -217,16 +222,28 @@ def test_a_sentence_that_is_too_long_is_cut_between_clauses_or_words(text: str, 
     assert all(count(chunk.text) > 12 for chunk in chunks[:-1])
 
 
-def test_a_word_without_end_is_cut_and_its_tokens_are_not_counted_again_and_again() -> None:
+@pytest.mark.parametrize("length", [1, 100_000])
+def test_a_word_without_end_is_cut_and_its_tokens_are_not_counted_again_and_again(length: int) -> None:
     counted = 0
 
-    def count(text: str) -> int:
+    def count(text: str) -> int:  # length: characters of a token
         nonlocal counted
         counted += len(text)
-        return 2 + len(text)
+        return 2 + math.ceil(len(text) / length)
 
-    check(document("x" * 100_000), count, 100, 0)
+    chunks = check(document("x" * 100_000), count, 100, 0)
     assert counted < 600_000
+    assert all(len(chunk.text) > 90 * min(length, 8) for chunk in chunks[:-1])
+
+
+def test_words_with_many_blanks_between_them_are_not_cut() -> None:
+    text = ("word" + " " * 1_000) * 100
+    assert [chunk.text for chunk in check(document(text), words, 50, 0)] == ["word"] * 100
+
+
+def test_sentences_with_many_blanks_between_them_do_not_share_a_chunk() -> None:
+    text = ("Here it ends." + " " * 500) * 3
+    assert [chunk.text for chunk in check(document(text), words, 50, 0)] == ["Here it ends."] * 3
 
 
 def test_tokens_are_counted_about_once_a_sentence_and_once_a_chunk() -> None:
