@@ -736,7 +736,7 @@ class Library:
         what = "not what was written" if path.exists() else "missing"
         return InputError(
             f"{path}, which belongs to {known['name']!r}, is {what}.",
-            hint="bring it back from a copy, or delete the document and add it anew",
+            hint="bring it back from a copy, or delete the document and add it again",
         )
 
     @contextmanager
@@ -773,7 +773,7 @@ def _sha256(text: str) -> str:
 
 @dataclass
 class LibraryConfig:
-    """What both commands need."""
+    """What every command needs."""
 
     folder: str = "outputs/qa_system/library"
     """The library."""
@@ -890,9 +890,7 @@ class SearchConfig(LibraryConfig):
 
 def search(config: SearchConfig) -> None:
     """Search a library; see :class:`SearchConfig`."""
-    if not (Path(config.folder) / "index" / MANIFEST).exists():
-        raise InputError(f"There is no library in {config.folder!r}.", hint=f"python -m {MODULE} index")
-    library = Library(config.folder, config.embedding())
+    library = _existing(config)
     reranker = CrossEncoderReranker(config.rerank, config.device, config.batch_size) if config.rerank else None
     hits = library.search(config.question, config.k, mode=config.mode, reranker=reranker)
     run = Run(PROJECT, MODULE, "search", config, name=config.run)
@@ -906,5 +904,33 @@ def search(config: SearchConfig) -> None:
     run.finish(model=library.store.model, data=config.folder, seed=0, metrics=metrics)
 
 
+@dataclass
+class DeleteConfig(LibraryConfig):
+    """Delete documents from a library, such as old versions; without any named, list what is in it."""
+
+    documents: list[str] = field(default_factory=list)
+    """Their names, or the first letters of their ids; separated by commas."""
+
+
+def delete(config: DeleteConfig) -> None:
+    """Delete documents, or list them; see :class:`DeleteConfig`."""
+    library = _existing(config)
+    infos = library.infos()
+    for named in config.documents:
+        found = [info for info in infos if info.name == named or info.id.startswith(named)]
+        if len(found) != 1:
+            raise InputError(f"{len(found)} documents are called {named!r}.", hint=f"python -m {MODULE} delete")
+        library.delete(found[0].id)
+        logger.info("deleted %s", found[0].name)
+    for info in [] if config.documents else infos:
+        sys.stdout.write(f"{info.id[:12]}  {info.kind:4}  {info.chunks:5,} chunks  {info.name}\n")
+
+
+def _existing(config: LibraryConfig) -> Library:
+    if not (Path(config.folder) / "index" / MANIFEST).exists():
+        raise InputError(f"There is no library in {config.folder!r}.", hint=f"python -m {MODULE} index")
+    return Library(config.folder, config.embedding())
+
+
 if __name__ == "__main__":
-    run_commands({"index": index, "search": search}, module=MODULE, extra="qa")
+    run_commands({"index": index, "search": search, "delete": delete}, module=MODULE, extra="qa")

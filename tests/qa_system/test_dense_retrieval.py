@@ -19,6 +19,7 @@ from qa_system.retrieval.dense_retrieval import (
     DenseRetriever,
     SentenceEmbeddings,
     default_embedding,
+    delete,
     embed_with_ray,
     files_of,
     index,
@@ -340,7 +341,7 @@ def test_ray_gives_the_vectors_of_one_machine_in_the_same_order(tiny: Callable[.
 
 def cli(*arguments: str) -> int:
     with pytest.raises(SystemExit) as exit_:
-        run_commands({"index": index, "search": search}, module=MODULE, argv=arguments)
+        run_commands({"index": index, "search": search, "delete": delete}, module=MODULE, argv=arguments)
     return exit_.value.code
 
 
@@ -361,6 +362,15 @@ def test_documents_are_indexed_and_found_from_the_command_line(
     assert cli("search", "--question", "When was the lighthouse built?", "--mode", "sparse", "--model", model) == 0
     out = capsys.readouterr().out
     assert out.startswith("[1] light.txt, page 1: ") and TEXTS[0] in out and "sparse" in out
+    assert cli("delete", "--model", model) == 0
+    ids = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "chunks" in line]
+    assert len(ids) == 2
+    for named in ("light", ""):
+        assert cli("delete", "--model", model, "--documents", named or "0,1,2") == 2
+    assert cli("delete", "--model", model, "--documents", "light.txt") == 0
+    capsys.readouterr()
+    assert cli("delete", "--model", model) == 0
+    assert "light.txt" not in capsys.readouterr().out
     assert cli("search", "--question", "lighthouse") == 2  # with another model
     assert "has the model" in capsys.readouterr().err
 
