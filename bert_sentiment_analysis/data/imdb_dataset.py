@@ -13,12 +13,13 @@ import csv
 import gzip
 import json
 import logging
+import math
 import re
 import sys
-import warnings
+import textwrap
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -49,6 +50,10 @@ KNOWN_LABELS = {
 }
 SHORT_LABELS = {"neg": "negative", "neu": "neutral", "pos": "positive"}
 SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+SEPARATED = {
+    ".csv": "columns are separated by commas; a cell with a comma in it stands in double quotes",
+    ".tsv": "columns are separated by tabs, without quotes around cells",
+}
 WORST_FIRST = ("very negative", "negative", "neutral", "positive", "very positive")
 logger = logging.getLogger(MODULE)
 
@@ -133,12 +138,15 @@ def load_data(
     return splits
 
 
-def read_splits(config: DataConfig, seed: int = 0, label_names: list[str] | None = None) -> DatasetDict:
-    """Load labelled texts as :func:`load_data` does, with the leaks still in train."""
+def read_splits(
+    config: DataConfig, seed: int = 0, label_names: list[str] | None = None, *, divide: bool = True
+) -> DatasetDict:
+    """Load labelled texts as :func:`load_data` does, with the leaks still in train, and undivided if so asked."""
     from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
     source = resolve(config.data, builtins=DOMAINS)
-    frames = {split: _two_columns(frame, config, source) for split, frame in _read(source, config).items()}
+    frames = {split: _two_columns(frame, config, source, label_names)
+              for split, frame in _read(source, config).items()}  # fmt: skip
     for split in [split for split, frame in frames.items() if frame.empty]:
         logger.warning("%s: nothing is left of the %s split", source, split)
         del frames[split]
@@ -161,7 +169,7 @@ def read_splits(config: DataConfig, seed: int = 0, label_names: list[str] | None
     splits = {split: Dataset.from_pandas(frame, features=features, preserve_index=False)
               for split, frame in frames.items()}  # fmt: skip
     for split, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
-        if split not in splits and "train" in splits:
+        if divide and split not in splits and "train" in splits:
             splits["train"], splits[split] = _carve(splits["train"], fraction, seed, source)
     return DatasetDict({split: splits[split] for split in ("train", "validation", "test") if split in splits})
 
@@ -174,6 +182,8 @@ def _read(source: Source, config: DataConfig) -> dict[str, pd.DataFrame]:
     """Return split → table of strings."""
     import pandas as pd
 
+    if config.subset and source.origin != "hub":
+        raise InputError(f"subset is for data sets of the hub, which {source} is not. Got {config.subset!r}.")
     if source.origin == "builtin":
         splits = synthetic_reviews(source.name)
         return {split: pd.DataFrame(rows, columns=["text", "label"]) for split, rows in splits.items()}
@@ -203,7 +213,7 @@ def read_table(path: Path, *, header: bool = True) -> pd.DataFrame:
         Strings; of jsonl also its lists and objects as they are, which :func:`pick_column` refuses.
 
     Raises:
-        InputError: It is not UTF-8, or not of its kind.
+        InputError: It is not UTF-8, not of its kind, or two of its columns have the same name.
         OSError: It can't be read.
     """
     import pandas as pd
@@ -215,23 +225,30 @@ def read_table(path: Path, *, header: bool = True) -> pd.DataFrame:
                 rows = {number: _read_object(line, number) for number, line in enumerate(file, 1) if line.strip()}
             return _as_strings(pd.DataFrame(rows.values(), rows.keys(), dtype=object))
         if kind in (".csv", ".tsv"):
-            with warnings.catch_warnings():
-                # A row with more cells than the header would otherwise shift its columns, or lose a part.
-                warnings.simplefilter("error", pd.errors.ParserWarning)
-                return pd.read_csv(
-                    path,
-                    index_col=False,
-                    sep="\t" if kind == ".tsv" else ",",
-                    quoting=csv.QUOTE_NONE if kind == ".tsv" else csv.QUOTE_MINIMAL,  # tabs need no quotes around texts
-                    header=0 if header else None,
-                    dtype=str,
-                    keep_default_na=False,  # "None" and "NA" are words
-                    encoding="utf-8-sig",
-                ).rename(columns=str)
+            table = pd.read_csv(
+                path,
+                index_col=False,
+                sep="\t" if kind == ".tsv" else ",",
+                quoting=csv.QUOTE_NONE if kind == ".tsv" else csv.QUOTE_MINIMAL,  # tabs need no quotes around texts
+                header=None,  # pandas would rename columns of the same name, and shift rows longer than the first
+                dtype=str,
+                keep_default_na=False,  # "None" and "NA" are words
+                encoding="utf-8-sig",
+            ).rename(columns=str)
+            if not header:
+                return table
+            names = [name or number for number, name in table.iloc[0].items()]
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise InputError(f"{path} has several columns of the same name: {', '.join(map(repr, twice))}.")
+            return table[1:].set_axis(names, axis=1)
+    except InputError:
+        raise
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text: {error}.", hint="convert it, e.g. with iconv") from None
-    except (ValueError, pd.errors.ParserError, pd.errors.ParserWarning, EOFError, zlib.error, RecursionError) as error:
-        raise InputError(f"{path} can't be read as {kind[1:]}: {' '.join(str(error).split())[:200]}.") from None
+    except (ValueError, pd.errors.ParserError, EOFError, zlib.error, RecursionError) as error:
+        reason = textwrap.shorten(str(error).removeprefix("Error tokenizing data. C error: "), 200, placeholder=" …")
+        message = f"{path} can't be read as {kind[1:]}: {reason.rstrip('.')}."
+        raise InputError(message, SEPARATED.get(kind, "")) from None
     raise InputError(f"{path} must be a .csv, .tsv or .jsonl file, or one of them as .gz.")
 
 
@@ -280,7 +297,9 @@ def _from_hub(source: Source, config: DataConfig) -> dict[str, pd.DataFrame]:
     return dict(zip(["train"], frames.values(), strict=True))
 
 
-def _two_columns(frame: pd.DataFrame, config: DataConfig, source: Source) -> pd.DataFrame:
+def _two_columns(
+    frame: pd.DataFrame, config: DataConfig, source: Source, label_names: list[str] | None
+) -> pd.DataFrame:
     """Return the columns ``text`` and ``label`` of a table, without the rows where one is missing."""
     import pandas as pd
 
@@ -289,7 +308,9 @@ def _two_columns(frame: pd.DataFrame, config: DataConfig, source: Source) -> pd.
     table = pd.DataFrame(columns)
     table["label"] = table["label"].str.strip()
     empty = ~table["text"].map(clean).astype(bool)
-    label_map = config.label_map or _known_labels(source, config.subset, set(table["label"]) - {""})
+    values = set(table["label"]) - {""}
+    known = KNOWN_LABELS.get((source.name, config.subset), {})
+    label_map = config.label_map or (known if values and values <= known.keys() else {})
     if label_map:
         missing = sorted(set(label_map) - set(table["label"]))
         if len(missing) == len(label_map):
@@ -298,6 +319,10 @@ def _two_columns(frame: pd.DataFrame, config: DataConfig, source: Source) -> pd.
                 f"None of the values of label_map stands in {columns['label'].name!r}. It has {', '.join(values)}."
             )
         table["label"] = table["label"].map(label_map).fillna("")
+    meant = read_labels(table["label"], label_names)
+    if changed := [f"{value} → {label}" for value, label in meant.items() if value != label]:
+        logger.info("%s: labels are read as %s", source, ", ".join(sorted(changed)))
+    table["label"] = table["label"].map(lambda value: meant.get(value, value))
     unlabelled = table["label"] == ""
     for rows, why in ((empty, "without a text"), (unlabelled & ~empty, "without a label of ours")):
         if rows.any():
@@ -305,13 +330,26 @@ def _two_columns(frame: pd.DataFrame, config: DataConfig, source: Source) -> pd.
     return table[~empty & ~unlabelled].reset_index(drop=True)
 
 
-def _known_labels(source: Source, subset: str, labels: set[str]) -> dict[str, str]:
-    """Return full names for the labels of a data set that has only short ones, or numbers we know."""
-    known = KNOWN_LABELS.get((source.name, subset), {})
-    for names in (known, SHORT_LABELS):
-        if labels and labels <= names.keys():
-            return {short: name for short, name in names.items() if short in labels}
-    return {}
+def read_labels(values: Iterable[str], label_names: Sequence[str] | None = None) -> dict[str, str]:
+    """Find out what labels mean that stand in a table: in any case, neg, neu and pos for short, or as numbers.
+
+    Args:
+        values: As they stand there.
+        label_names: The labels to expect, in the order of a model's outputs; by default those of sentiment.
+
+    Returns:
+        Value → label, of the values that have one. Numbers from 0 count as ``label_names`` where they all stand there.
+    """
+    written = {value: value.strip().lower() for value in values}
+    known = {str(number): name for number, name in enumerate(label_names or ())}
+    if set(written.values()) - {""} != known.keys():
+        known = {}
+    known |= {name.lower(): name for name in label_names or WORST_FIRST}
+    for short, long in SHORT_LABELS.items():
+        for one, other in ((short, long), (long, short)):
+            if other in known:
+                known.setdefault(one, known[other])
+    return {value: known[name] for value, name in written.items() if name in known}
 
 
 def find_column(columns: Iterable[str], wanted: Literal["text", "label"], chosen: str, source: object) -> str:
@@ -325,7 +363,9 @@ def find_column(columns: Iterable[str], wanted: Literal["text", "label"], chosen
     found = [name for name in ([chosen] if chosen else usual) if name in columns]
     if not found:
         missing = f"no column {chosen!r}" if chosen else f"no column with a usual name for the {wanted}s"
-        raise InputError(f"{source} has {missing}. It has {', '.join(columns)}.", hint=f"--{wanted}_column NAME")
+        one = len(columns) == 1 and re.search(r"[;,\t|]", columns[0])
+        hint = "columns are separated by commas in a csv, by tabs in a tsv" if one else f"--{wanted}_column NAME"
+        raise InputError(f"{source} has {missing}. It has {', '.join(columns)}.", hint)
     return found[0]
 
 
@@ -353,8 +393,15 @@ def _carve(rows: Any, size: float, seed: int, source: object) -> tuple[Any, Any]
     """Cut a part (below 1) or a number of rows off, with the shares of labels kept."""
     try:
         parts = rows.train_test_split(test_size=size, seed=seed, stratify_by_column="label")
-    except ValueError as error:
-        raise InputError(f"{source} is too small to be divided: {error}") from None
+    except ValueError:
+        counts = Counter(rows["label"])
+        raise InputError(
+            f"{source} is too small to be divided: both parts need a text of each of {len(counts)} labels, and it has "
+            f"{len(rows)} texts, {min(counts.values())} of the rarest label.",
+            hint=f"some {math.ceil(len(counts) / size)} texts, three or more of each label; evaluate has --split all"
+            if size < 1
+            else "another --max_train",
+        ) from None
     return parts["train"], parts["test"]
 
 
@@ -398,6 +445,8 @@ def _without_leaks(splits: dict[str, Any]) -> Any:
 class ReportConfig(DataConfig):
     """Show what is in a data set: labels, lengths, copies and leaks."""
 
+    max_train: int = 0
+    """Of training; the report counts every text."""
     seed: int = field(default=0, metadata=NOT_RECIPE)
     """Of the division into splits."""
     run: str = field(default="", metadata=NOT_RECIPE)

@@ -10,6 +10,7 @@ import hashlib
 import html
 import logging
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,20 +27,25 @@ TAG = re.compile(r"</?[a-zA-Z][^<>]{0,200}>")
 LINK = re.compile(r"(?:https?://|www\.)[!-~]+", re.I)
 USER = re.compile(r"(?<![A-Za-z0-9_@./])@[A-Za-z0-9_]+")
 ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
-CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b\ufeff]")
+# Also what is never seen: soft hyphens, marks of direction. U+200C and U+200D stay: emoji, Persian and Hindi need them.
+CONTROL = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff]"
+)
+INVISIBLE = ("Cf", "Mn", "Me", "Mc", "Zs")  # alone; combining marks need a letter
 
 
 def clean(text: str) -> str:
     r"""Remove what carries no opinion: markup, addresses, names of users; emoji stay.
 
     ``<br />`` and other tags become spaces, ``&amp;`` and written-out ``\u2019`` their characters, links ``http`` and
-    users ``@user`` (as in TweetEval, Barbieri et al., 2020, arXiv:2010.12421), and runs of blanks one.
+    users ``@user`` (as in TweetEval, Barbieri et al., 2020, arXiv:2010.12421), and runs of blanks one. A text in which
+    nothing can be seen becomes empty.
     """
     text = ESCAPE.sub(lambda match: chr(int(match[1], 16)), text)
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # two escapes may be one emoji
     text = TAG.sub(" ", html.unescape(html.unescape(text)))
-    text = USER.sub("@user", LINK.sub("http", CONTROL.sub("", text)))
-    return " ".join(text.split())
+    text = " ".join(USER.sub("@user", LINK.sub("http", CONTROL.sub("", text))).split())
+    return text if any(unicodedata.category(letter) not in INVISIBLE for letter in text) else ""
 
 
 @dataclass(frozen=True)

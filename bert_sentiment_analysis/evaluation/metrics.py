@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bert_sentiment_analysis.data.imdb_dataset import DataConfig, load_data
+from bert_sentiment_analysis.data.imdb_dataset import DataConfig, load_data, read_splits
 from bert_sentiment_analysis.data.preprocessor import describe_long_texts
 from bert_sentiment_analysis.evaluation.visualization import plot_evaluation, plot_matrix
 from shared.config import check_range, run_commands
@@ -77,7 +77,7 @@ def classification_figures(labels: Integers, probabilities: Floats) -> dict[str,
         figures |= {
             f"{average}_{name}": score for name, score in zip(("precision", "recall", "f1"), scores[:3], strict=True)
         }
-    figures["mcc"] = metrics.matthews_corrcoef(labels, predicted)
+    figures["mcc"] = metrics.matthews_corrcoef(labels, predicted) if len(present) > 1 else 0.0
     classes = probabilities.shape[1]
     if len(np.unique(labels)) == classes:
         against_rest = [1] if classes == 2 else range(classes)
@@ -202,8 +202,8 @@ class MeasureConfig(DataConfig):
 
     model: str = "builtin:movies"
     """builtin:movies, builtin:products, builtin:tweets, a run's folder, or a classifier of the hub."""
-    split: Literal["test", "validation", "train"] = "test"
-    """The split to measure on."""
+    split: Literal["test", "validation", "train", "all"] = "test"
+    """The split to measure on; all is every text, of data that the model did not learn from."""
     batch_size: int = 32
     """Texts at a time."""
     seed: int = field(default=0, metadata=NOT_RECIPE)
@@ -237,11 +237,19 @@ def held_back(
         The configuration with the division that was taken, and rows with ``text`` and ``label``.
 
     Raises:
-        InputError: Two models learned from the same data, divided differently.
+        InputError: Two models learned from the same data, divided differently; or one learned from it, and every
+            text is asked for.
     """
     data = Path(config.data).expanduser().resolve()
     divisions = [card.division for card in cards
                  if card.division and Path(card.domain).expanduser().resolve() == data]  # fmt: skip
+    if config.split == "all":
+        from datasets import concatenate_datasets
+
+        if divisions:
+            raise InputError(f"split can't be all: the model learned from a part of {config.data}.", "--split test")
+        splits = read_splits(config, label_names=label_names, divide=False)
+        return config, concatenate_datasets(list(splits.values()))
     chosen = [replace(config, **division) for division in divisions] or [config]
     rows, *others = [load_data(one, one.seed, label_names, needed=[config.split])[config.split] for one in chosen]
     if any(list(other["text"]) != list(rows["text"]) for other in others):
@@ -284,8 +292,9 @@ def evaluate(config: EvaluateConfig) -> None:
     figures = report_figures(labels, logits, predictor.card.temperature, predictor.card.label_names, run.folder)
     run.finish(model=predictor.classifier.name, data=config.data, seed=config.seed, metrics=figures)
     sys.stdout.write("".join(f"{name:20} {value:.4f}\n" for name, value in figures.items()))
-    logger.info("%s on %s texts of the %s split of %s: accuracy %.4f; saved in %s", config.model, f"{len(labels):,}",
-                config.split, config.data, figures["accuracy"], run.folder)  # fmt: skip
+    part = "all splits" if config.split == "all" else f"the {config.split} split"
+    logger.info("%s on %s texts of %s of %s: accuracy %.4f; saved in %s", config.model, f"{len(labels):,}", part,
+                config.data, figures["accuracy"], run.folder)  # fmt: skip
 
 
 def report_figures(
@@ -345,6 +354,10 @@ class CrossDomainConfig(MeasureConfig):
     A model of three labels takes part in two by leaving neutral out of its choice.
     """
 
+    data: str = ""
+    """Not taken here: see domains."""
+    model: str = ""
+    """Not taken here: see models."""
     models: list[str] = field(default_factory=lambda: ["builtin:movies", "builtin:products", "builtin:tweets"])
     """The models, a row each."""
     domains: list[str] = field(default_factory=lambda: ["builtin:movies", "builtin:products", "builtin:tweets"])
@@ -355,9 +368,10 @@ def cross_domain(config: CrossDomainConfig) -> None:
     """Measure models across domains; see :class:`CrossDomainConfig`."""
     from bert_sentiment_analysis.inference.predictor import SentimentPredictor
 
+    if config.data or config.model:
+        raise InputError("cross_domain takes --models and --domains, and neither --model nor --data.")
     set_threads(config.threads)
     poles = ("negative", "positive")
-    run = Run(PROJECT, MODULE, "cross_domain", config, name=config.run)
     matrix = np.zeros((len(config.models), len(config.domains)))
     with progress_bar() as bar:
         task = bar.add_task("measure", total=matrix.size, figures="")
@@ -377,6 +391,7 @@ def cross_domain(config: CrossDomainConfig) -> None:
                 right = [poles[k] == names[label] for k, label in zip(chosen, rows["label"], strict=True)]
                 matrix[i, j] = np.mean(right)
                 bar.advance(task)
+    run = Run(PROJECT, MODULE, "cross_domain", config, name=config.run)
     plot_matrix(matrix, config.models, config.domains, run.folder / "cross_domain.png", title="accuracy across domains",
                 xlabel="test texts", ylabel="model", low=0.5)  # fmt: skip
     metrics = {f"{model} on {domain}": float(matrix[i, j])

@@ -89,7 +89,8 @@ def plot_roc(labels: Integers, probabilities: Floats, names: Sequence[str], path
                 false_rate, true_rate, _ = roc_curve(labels == k, probabilities[:, k])
                 axes.plot(false_rate, true_rate, label=f"{names[k]}, area {auc(false_rate, true_rate):.3f}")
         axes.plot([0, 1], [0, 1], color="gray", linestyle="--", linewidth=1)
-        axes.set(xlabel="others called so", ylabel="found", xlim=(0, 1), ylim=(0, 1.01))
+        axes.set(xlabel="share of the other texts that get the label", ylabel="share of its own texts that get it")
+        axes.set(xlim=(0, 1), ylim=(0, 1.01))
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right")
 
@@ -101,7 +102,9 @@ def plot_attributions(
     from matplotlib import colormaps, rcParams
 
     lines: list[list[tuple[str, float]]] = [[]]
-    for word, score in zip(words, scores, strict=True):
+    parts = [(word[start : start + width], score) for word, score in zip(words, scores, strict=True)
+             for start in range(0, len(word), width)]  # fmt: skip
+    for word, score in parts:
         if lines[-1] and sum(len(w) + 1 for w, _ in lines[-1]) + len(word) > width:
             lines.append([])
         lines[-1].append((word, score))

@@ -12,14 +12,15 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -37,10 +38,19 @@ from shared.logs import progress_bar
 from shared.results import Run
 from shared.runtime import pick_device, pick_dtype, set_threads
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 PROJECT = "bert_sentiment_analysis"
 MODULE = f"{PROJECT}.inference.predictor"
 NOT_RECIPE = {"recipe": False}
 AT_ONCE = 2_000  # texts that are tokenized and sorted together
+EMPTY = "empty text"
+UNKNOWN = "no word the model knows"
+DTYPES = ("auto", "float32", "bfloat16")
+OURS = ("text", "label", "confidence", "probabilities", "note")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+NUMBER = re.compile(r"[+-]?[\d.,]+(?:[eE][+-]?\d+)?")
 logger = logging.getLogger(MODULE)
 
 
@@ -50,7 +60,8 @@ class Prediction:
 
     Attributes:
         text: As it was given.
-        label: The likeliest label; None where its probability stays below the threshold, or the text is empty.
+        label: The likeliest label; None where its probability stays below the threshold, or the text is empty or has
+            no word that the model knows.
         confidence: Its probability, after temperature scaling.
         probabilities: Label → probability.
         note: Why there is no label, or that only both ends of a long text were read; empty otherwise.
@@ -93,17 +104,19 @@ class SentimentPredictor:
     """A tuned model that reads raw texts.
 
     Args:
-        model: See :func:`load_classifier`.
+        model: A :class:`Classifier`, or the name or path of one; see :func:`load_classifier`.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         dtype: ``auto``, ``float32`` or ``bfloat16``.
         label_names: The labels to expect, in any order.
     """
 
     def __init__(
-        self, model: str | Classifier = "builtin:movies", device: str = "auto", dtype: str = "auto",
+        self, model: str | Path | Classifier = "builtin:movies", device: str = "auto", dtype: str = "auto",
         label_names: list[str] | None = None,
     ) -> None:  # fmt: skip
-        classifier = load_classifier(model, label_names) if isinstance(model, str) else model
+        if dtype not in DTYPES:
+            raise InputError(f"dtype must be one of {', '.join(DTYPES)}. Got {dtype!r}.")
+        classifier = model if isinstance(model, Classifier) else load_classifier(str(model), label_names)
         self.device = pick_device(device)
         self.classifier = classifier
         self.model = classifier.model.to(self.device, pick_dtype(dtype, self.device)).eval()
@@ -123,12 +136,19 @@ class SentimentPredictor:
             progress: Called with the number of texts done since the last call.
 
         Returns:
-            (N, number of labels), and the tokens of each whole text.
+            (N, number of labels), and the tokens of each whole text, 0 where the model knows none that it reads.
+
+        Raises:
+            InputError: Something else than texts was given, or batch_size is below 1.
         """
+        check_texts(texts)
+        check_range("batch_size", batch_size, 1)
+        nothing = set(self.tokenizer.all_special_ids)  # the unknown token among them
         means, lengths = [np.zeros((0, len(self.card.label_names)), dtype=np.float32)], []
         for first in range(0, len(texts), AT_ONCE):
             encoded = encode(texts[first : first + AT_ONCE], self.tokenizer, self.card.encoding)
             pieces = np.bincount(encoded.owners)
+            known = {owner for owner, ids in zip(encoded.owners, encoded.input_ids, strict=True) if set(ids) - nothing}
             sums, left = np.zeros((len(pieces), len(self.card.label_names)), dtype=np.float32), pieces.copy()
             order = sorted(range(len(encoded.input_ids)), key=lambda i: len(encoded.input_ids[i]))
             for start in range(0, len(order), batch_size):
@@ -140,7 +160,7 @@ class SentimentPredictor:
                 np.subtract.at(left, owners, 1)
                 progress(int((left[list(set(owners))] == 0).sum()))
             means.append(sums / pieces[:, None])
-            lengths += encoded.lengths
+            lengths += [length if owner in known else 0 for owner, length in enumerate(encoded.lengths)]
         return np.concatenate(means), lengths
 
     def predict(
@@ -150,11 +170,15 @@ class SentimentPredictor:
         """Label texts.
 
         Args:
-            texts: Raw; an empty one gets no label.
+            texts: Raw; an empty one, and one without a word that the model knows, gets no label.
             batch_size: Texts at a time.
             threshold: Abstain below this probability.
             progress: Called with the number of texts done since the last call.
+
+        Raises:
+            InputError: Something else than texts was given, or a number is out of its range.
         """
+        check_range("threshold", threshold, 0, 1)
         logits, lengths = self.logits(texts, batch_size, progress)
         probabilities = softmax(logits / self.card.temperature)
         return [
@@ -166,8 +190,8 @@ class SentimentPredictor:
         names = self.card.label_names
         shares = {name: float(p) for name, p in zip(names, row, strict=True)}
         best = int(row.argmax())
-        if not clean(text):
-            return Prediction(text, None, float(row[best]), shares, "empty text")
+        if not length:
+            return Prediction(text, None, float(row[best]), shares, UNKNOWN if clean(text) else EMPTY)
         read = Prediction(text, names[best], float(row[best]), shares, self.what_was_read(length))
         return read.unless_below(threshold)
 
@@ -191,8 +215,10 @@ class SentimentPredictor:
             steps: Points on the way.
 
         Raises:
-            InputError: The text is empty or the label unknown.
+            InputError: The text is empty or has no word that the model knows, or the label is unknown.
         """
+        check_texts([text])
+        check_range("steps", steps, 1, 10_000)
         text = clean(text)
         if not text:
             raise InputError("There is nothing to explain in an empty text.")
@@ -206,6 +232,8 @@ class SentimentPredictor:
         extra = before + after
         windows = cut(len(row["input_ids"]) - extra, self.card.encoding.max_length - extra, self.card.encoding)
         inside = windows[0]
+        if not {row["input_ids"][before + i] for i in inside} - set(tokenizer.all_special_ids):
+            raise InputError("There is nothing to explain in a text without a word that the model knows.")
         places = [
             *range(before),
             *(before + i for i in inside),
@@ -238,6 +266,14 @@ class SentimentPredictor:
         """Score embeddings (B, T, C): → (B, number of labels)."""
         mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
         return self.model(inputs_embeds=embeddings, attention_mask=mask).logits
+
+
+def check_texts(texts: Iterable[str]) -> None:
+    """Raise an :class:`InputError` unless these are several texts, each a string."""
+    several = isinstance(texts, Iterable) and not isinstance(texts, str)
+    wrong = [text for text in texts if not isinstance(text, str)] if several else [texts]
+    if wrong:
+        raise InputError(f"texts must be a list of strings. Got {wrong[0]!r:.80}.", hint="one text is a list of one")
 
 
 def _join(spans: list[tuple[int, int]], scores: list[float], text: str) -> tuple[list[str], list[float]]:
@@ -289,7 +325,8 @@ class PredictConfig(PredictorConfig):
     text_column: str = ""
     """Column with the texts; found by its name where it is a usual one."""
     output: str = "-"
-    """Where the predictions go: a jsonl or csv file, called .part until it is whole; - is stdout, as jsonl."""
+    """Where the predictions go, in the order of the texts, behind the other columns of a table: a jsonl or csv file,
+    called .part until it is whole; - is stdout, as jsonl."""
     threshold: float = 0.0
     """Give no label below this probability, in [0, 1]."""
     batch_size: int = 32
@@ -307,12 +344,16 @@ class PredictConfig(PredictorConfig):
 def predict(config: PredictConfig) -> None:
     """Label texts; see :class:`PredictConfig`."""
     set_threads(config.threads)
+    if config.output == "-" and sys.stdout is None:
+        raise InputError("stdout is closed, so nothing can be written to it.", hint="--output FILE")
     target = Path(config.output)
     part = target.with_name(f"{target.name}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(part.parent, os.W_OK):  # noticed before the work, not after
         raise PermissionError(f"{part.parent} can't be written to")
-    texts = read_texts(config.input, config.text_column)
+    texts, others = read_texts(config.input, config.text_column)
+    if config.input != "-" and any(place.exists() and place.samefile(config.input) for place in (target, part)):
+        raise InputError(f"output must be another file than input. Got {config.output!r} for both.")
     predictor = SentimentPredictor(config.model, config.device, config.dtype)
     run = Run(PROJECT, MODULE, "predict", config, name=config.run)
     counts: Counter[str | None] = Counter()
@@ -322,14 +363,15 @@ def predict(config: PredictConfig) -> None:
     ):
         task = bar.add_task("predict", total=len(texts), figures="")
         for first in range(0, len(texts), AT_ONCE):  # what is done is written, whatever happens later
-            chosen = texts[first : first + AT_ONCE]
+            chosen, beside = texts[first : first + AT_ONCE], others[first : first + AT_ONCE]
             predictions = predictor.predict(
                 chosen, config.batch_size, config.threshold, lambda done: bar.advance(task, done)
             )
             if target.suffix == ".csv":
-                file.write(as_csv(predictions, header=first == 0))
+                file.write(as_csv(predictions, beside, header=first == 0))
             else:
-                file.writelines(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in predictions)
+                rows = (other | asdict(p) for other, p in zip(beside, predictions, strict=True))
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             file.flush()
             counts.update(p.label for p in predictions)
     if config.output != "-":
@@ -340,41 +382,70 @@ def predict(config: PredictConfig) -> None:
     logger.info(", ".join(f"{name} {count:,}" for name, count in metrics.items()))
 
 
-def as_csv(predictions: Sequence[Prediction], *, header: bool = True) -> str:
-    """Write predictions as a table: text, label, confidence, a column of probabilities a label, note."""
+def as_csv(predictions: Sequence[Prediction], others: Sequence[Mapping[str, Any]] = (), *, header: bool = True) -> str:
+    """Write predictions as a table: other columns, text, label, confidence, a column of probabilities a label, note.
+
+    A spreadsheet would run a text that begins as a formula does: it gets ``'`` in front (OWASP, CSV injection).
+    """
+
+    def safe(cell: object) -> str:
+        return f"'{cell}" if str(cell).startswith(FORMULA) and not NUMBER.fullmatch(str(cell)) else str(cell)
+
     file = io.StringIO()
     names = list(predictions[0].probabilities) if predictions else []
+    columns = ["text", "label", "confidence", *(f"p({name})" for name in names), "note"]
     writer = csv.writer(file)
     if header:
-        writer.writerow(["text", "label", "confidence", *(f"p({name})" for name in names), "note"])
-    for p in predictions:
+        writer.writerow(map(safe, [*(others[0] if others else ()), *columns]))
+    for p, other in zip(predictions, others or [{}] * len(predictions), strict=True):
         shares = [f"{p.probabilities[name]:.4f}" for name in names]
-        writer.writerow([p.text, p.label or "", f"{p.confidence:.4f}", *shares, p.note])
+        writer.writerow(map(safe, [*other.values(), p.text, p.label or "", f"{p.confidence:.4f}", *shares, p.note]))
     return file.getvalue()
 
 
-def read_texts(place: str, text_column: str = "") -> list[str]:
+def read_texts(place: str, text_column: str = "") -> tuple[list[str], list[dict[str, Any]]]:
     """Read the texts to label: lines of stdin (``-``) or of a file, or a column of a table.
+
+    Returns:
+        The texts, and the other cells of each one's row; see :func:`other_columns`.
 
     Raises:
         InputError: There is no such column, the file is not UTF-8, or it holds no text.
         OSError: It can't be read.
     """
-    if Path(place).name.removesuffix(".gz").endswith((".csv", ".tsv", ".jsonl")):
-        texts = list(pick_column(read_table(Path(place)), "text", text_column, place))
-    else:
-        if place == "-" and sys.stdin.isatty():
-            logger.info("reading texts from the terminal, one a line; Ctrl-D ends")
-        raw = sys.stdin.buffer.read() if place == "-" else Path(place).read_bytes()
-        try:
+    name = "stdin" if place == "-" else place
+    try:
+        if Path(place).name.removesuffix(".gz").endswith((".csv", ".tsv", ".jsonl")):
+            table = read_table(Path(place))
+            column = pick_column(table, "text", text_column, place)
+            texts, others = list(column), other_columns(table, column.name)
+        else:
+            if place == "-" and sys.stdin is None:
+                raise InputError("stdin is closed, so there are no texts in it.", hint="--input FILE")
+            if place == "-" and sys.stdin.isatty():
+                logger.info("reading texts from the terminal, one a line; Ctrl-D ends")
+            raw = sys.stdin.buffer.read() if place == "-" else Path(place).read_bytes()
             # Not splitlines, which also divides at characters that may stand inside a text.
             texts = raw.decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n")
-        except UnicodeDecodeError as error:
-            name = "stdin" if place == "-" else place
-            raise InputError(f"{name} is not UTF-8 text: {error}.", hint="convert it, e.g. with iconv") from None
-    if not any(text.strip() for text in texts):
-        raise InputError(f"There are no texts in {'stdin' if place == '-' else place}.")
-    return texts
+            others = [{} for _ in texts]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name} is not UTF-8 text: {error}.", hint="convert it, e.g. with iconv") from None
+    except OSError as error:
+        raise OSError(f"{name} can't be read: {error.strerror or error}.") from None
+    if not any(map(clean, texts)):
+        raise InputError(f"There are no texts in {name}.")
+    return texts, others
+
+
+def other_columns(table: pd.DataFrame, text_column: str) -> list[dict[str, Any]]:
+    """Return the rows of a table without their texts; a column called as one of ours gets ``input_`` in front."""
+    others = table.drop(columns=text_column)
+    names: list[str] = []
+    for name in others.columns:
+        while name in OURS or name.startswith("p(") or name in names:
+            name = f"input_{name}"
+        names.append(name)
+    return others.set_axis(names, axis=1).to_dict("records")
 
 
 @dataclass

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
-from bert_sentiment_analysis.data.preprocessor import Encoding
+from bert_sentiment_analysis.data.preprocessor import Encoding, LongTexts
 from shared.errors import InputError, MissingPackageError
 from shared.results import write_atomic
 from shared.sources import Source, hub_errors, resolve
@@ -27,6 +29,7 @@ BASE = "minilm"  # all-MiniLM-L6-v2, Apache-2.0, from the registry package gt-al
 ADAPTERS = Path(__file__).parents[1] / "builtin"
 BUILTIN_ADAPTERS = ("movies", "products", "tweets")
 CARD = "sentiment.json"
+ADAPTER = "adapter_model.safetensors"
 logger = logging.getLogger(__name__)
 
 
@@ -63,9 +66,35 @@ class Card:
         """
         try:
             fields = json.loads((folder / CARD).read_text(encoding="utf-8"))
-            return cls(**{**fields, "encoding": Encoding(**fields["encoding"])})
+            card = cls(**{**fields, "encoding": Encoding(**fields["encoding"])})
+            card.check()
+            return card
         except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{folder / CARD} is damaged: {error}.") from None
+            raise InputError(f"{folder / CARD} is damaged: {str(error).rstrip('.')}.") from None
+
+    def check(self) -> None:
+        """Raise a :class:`ValueError` that names the first value which can't be."""
+
+        def number(value: Any, low: float, *kinds: type) -> bool:
+            return type(value) in (int, *kinds) and low <= value < math.inf
+
+        names, least = self.label_names, {"max_length": 4, "head": 0, "overlap": 0}
+        texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        division = isinstance(self.division, dict) and all(
+            key in ("seed", "validation_fraction", "test_fraction") and number(value, 0, float)
+            for key, value in self.division.items()
+        )
+        values = {**vars(self), **vars(self.encoding)}
+        for name, fine, allowed in (
+            ("label_names", texts and len(set(names)) == len(names) > 1, "two or more different texts"),
+            ("temperature", number(self.temperature, 1e-9, float), "> 0"),
+            ("division", division, "a seed and two fractions"),
+            ("long_texts", self.encoding.long_texts in get_args(LongTexts), "head_tail or windows"),
+            *((name, isinstance(values[name], str), "a text") for name in ("base", "domain")),
+            *((name, number(values[name], low), f"a whole number >= {low}") for name, low in least.items()),
+        ):
+            if not fine:
+                raise ValueError(f"{name} must be {allowed}. Got {values[name]!r}")
 
 
 @dataclass
@@ -158,14 +187,12 @@ def _further(
     source: Source, folder: Path, encoding: Encoding, *, lora_rank: int, dropout: float, domain: str
 ) -> Classifier:
     """Take up a tuned adapter: it learns on, or with ``lora_rank`` 0 all weights do, with the adapter merged in."""
-    from peft import PeftModel
-
     card = Card.load(folder)
     rank = _from(source, lambda: json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["r"])
     if lora_rank not in (0, rank):
         raise InputError(f"lora_rank must be {rank} to tune {source} further, or 0. Got {lora_rank}.")
     base = new_classifier(card.base, card.label_names, encoding)
-    model = _from(source, lambda: PeftModel.from_pretrained(base.model, str(folder), is_trainable=True))
+    model = _from(source, lambda: _with_adapter(base.model, folder, is_trainable=True))
     for config in model.peft_config.values():
         config.base_model_name_or_path = base.model.name_or_path  # where checkpoints look for its vocabulary
     base_name = card.base
@@ -173,6 +200,15 @@ def _further(
         model, base_name = model.merge_and_unload().requires_grad_(True), str(source)
     set_dropout(model, dropout)
     return Classifier(model, base.tokenizer, Card(card.label_names, base_name, encoding, domain=domain), str(source))
+
+
+def _with_adapter(model: Any, folder: Path, **options: Any) -> Any:
+    """Put the adapter of a folder on its base."""
+    from peft import PeftModel
+
+    if not (folder / ADAPTER).is_file():  # peft would ask the hub for it
+        raise InputError(f"{folder} is not whole: {ADAPTER} is missing.")
+    return PeftModel.from_pretrained(model, str(folder), **options)
 
 
 def set_dropout(model: nn.Module, p: float) -> None:
@@ -219,10 +255,10 @@ def quiet() -> Iterator[None]:
             its_logging.enable_progress_bar()
 
 
-def _from(source: Source, load: Callable[[], Any]) -> Any:
-    """Load something, and say in one line what went wrong."""
+def _from(source: Source, load: Callable[[], Any], builtin: str = BASE) -> Any:
+    """Load something, and say in one line what went wrong; ``builtin`` is what to take instead of a hub's model."""
     if source.origin == "hub":
-        with hub_errors(source, f"builtin:{BASE}"), quiet():
+        with hub_errors(source, f"builtin:{builtin}"), quiet():
             return load()
     try:
         with quiet():
@@ -230,7 +266,7 @@ def _from(source: Source, load: Callable[[], Any]) -> Any:
     except InputError:
         raise
     except Exception as error:  # those who read damaged files have errors of their own kinds
-        reason = " ".join(str(error).split())[:200]
+        reason = textwrap.shorten(str(error), 200, placeholder=" …")
         raise InputError(f"{source} can't be loaded as a classifier: {reason}") from None
 
 
@@ -294,10 +330,8 @@ def _load_tuned(source: Source, folder: Path) -> Classifier:
 
     def load() -> Classifier:
         if (folder / "adapter_config.json").is_file():
-            from peft import PeftModel
-
             base = new_classifier(card.base, card.label_names, card.encoding)
-            model = PeftModel.from_pretrained(base.model, str(folder)).merge_and_unload()
+            model = _with_adapter(base.model, folder).merge_and_unload()
             return Classifier(model, base.tokenizer, card, str(source))
         model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
         if list(model.config.id2label.values()) != card.label_names:
@@ -320,7 +354,7 @@ def _load_foreign(source: Source) -> Classifier:
         room = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512) - 2, 512)
         return Classifier(model, tokenizer, Card(names, str(source), Encoding(max_length=room)), str(source))
 
-    classifier = _from(source, load)
+    classifier = _from(source, load, BUILTIN_ADAPTERS[0])
     if any(name.startswith("LABEL_") for name in classifier.card.label_names):
         logger.warning("%s has no names for its labels, only %s", source, ", ".join(classifier.card.label_names))
     return classifier

@@ -15,12 +15,13 @@ import logging
 import math
 import re
 import shlex
+import shutil
 import statistics
 import sys
 import time
 import zipfile
-from collections.abc import Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
@@ -76,7 +77,7 @@ class TrainConfig(DataConfig):
     model: str = "builtin:minilm"
     """builtin:minilm (all-MiniLM-L6-v2), a folder, or a hub id such as bert-base-uncased."""
     lora_rank: int = 16
-    """Rank of the LoRA adapters on every linear layer; 0 tunes all weights."""
+    """Rank of the LoRA adapters on every linear layer, up to 1024; 0 tunes all weights."""
     max_length: int = 128
     """Most tokens the encoder sees at once while it learns."""
     read_length: int = 0
@@ -147,7 +148,8 @@ class TrainConfig(DataConfig):
         super().__post_init__()
         for name in ("batch_size", "accumulation", "evaluations"):
             check_range(name, getattr(self, name), 1)
-        for name in ("lora_rank", "head", "overlap", "weight_decay", "gradient_clip", "focal_gamma", "patience"):
+        check_range("lora_rank", self.lora_rank, 0, 1024)
+        for name in ("head", "overlap", "weight_decay", "gradient_clip", "focal_gamma", "patience"):
             check_range(name, getattr(self, name), 0)
         check_range("threads", self.threads, 0)
         check_range("max_length", self.max_length, 8)
@@ -162,6 +164,8 @@ class TrainConfig(DataConfig):
             raise InputError("resume needs the name of the run.", hint="--run NAME --resume true")
         if not self.seeds:
             raise InputError("seeds must name at least one seed.", hint="--seeds '[0, 1, 2]'")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise InputError(f"seeds must be different ones. Got {', '.join(map(str, self.seeds))}.")
         for seed in self.seeds:
             check_range("seeds", seed, 0, 2**31 - 1)
 
@@ -549,8 +553,12 @@ def check_resumable(folder: Path, config: TrainConfig) -> None:
         raise InputError(f"{folder} is finished: it has results.json.", hint="another --run")
 
 
-def begin(config: TrainConfig, command: str) -> tuple[Run | None, Path]:
-    """Start or go on with a run; of several processes the first has it, and all know its folder."""
+@contextmanager
+def begin(config: TrainConfig, command: str) -> Iterator[tuple[Run | None, Path]]:
+    """Start or go on with a run; of several processes the first has it, and all know its folder.
+
+    An interruption tells how to go on, and an error before anything was learned leaves no folder behind.
+    """
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
     from datasets import disable_progress_bars
@@ -565,13 +573,15 @@ def begin(config: TrainConfig, command: str) -> tuple[Run | None, Path]:
     first = state.is_main_process
     run = Run(PROJECT, MODULE, command, config, name=config.run, resume=config.resume) if first else None
     [folder] = broadcast_object_list([run.folder if run else None])
-    return run, folder
-
-
-def say_how_to_go_on(interrupt: KeyboardInterrupt, command: str, folder: Path) -> KeyboardInterrupt:
-    """Add to an interruption the command that goes on."""
-    again = f"go on with\npython -m {MODULE} {command} {resume_flags(folder)}"
-    return KeyboardInterrupt("; ".join(filter(None, [str(interrupt), again])))
+    try:
+        yield run, folder
+    except KeyboardInterrupt as interrupt:
+        again = f"go on with\npython -m {MODULE} {command} {resume_flags(folder)}"
+        raise KeyboardInterrupt("; ".join(filter(None, [str(interrupt), again]))) from None
+    except (InputError, OSError):
+        if run and [path.name for path in folder.iterdir()] == ["config.yaml"]:
+            shutil.rmtree(folder)
+        raise
 
 
 def mean_figures(runs: list[dict[str, float]], spread: Sequence[str]) -> dict[str, float]:
@@ -589,14 +599,11 @@ def train(config: TrainConfig) -> None:
     """Train a classifier, once for each seed; see :class:`TrainConfig`."""
     from accelerate import PartialState
 
-    run, folder = begin(config, "train")
     results = []
-    try:
+    with begin(config, "train") as (run, folder):
         for seed in config.seeds:
             place = folder if len(config.seeds) == 1 else folder / f"seed-{seed}"
             results.append(train_once(config, seed, place))
-    except KeyboardInterrupt as interrupt:
-        raise say_how_to_go_on(interrupt, "train", folder) from None
     PartialState().wait_for_everyone()  # a process that leaves early takes those with it that still write results
     if not run:
         return
@@ -615,30 +622,28 @@ def compare(config: TrainConfig) -> None:
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    run, folder = begin(config, "compare")
-    table = folder / "comparison.json"
-    rows = None
-    if run:
-        rows = json.loads(table.read_text(encoding="utf-8")) if table.exists() else [baseline_row(config)]
-    [rows] = broadcast_object_list([rows])
-    for number, name in enumerate(config.models_to_compare):
-        if number + 1 < len(rows):  # before an interruption
-            continue
-        chosen = replace(config, model=name)
-        try:
-            costs = []
-            for seed in config.seeds:
-                trained = train_once(chosen, seed, folder / f"model-{number}" / f"seed-{seed}")
-                costs.append(model_costs(trained, chosen, seed) if run else {})
-            rows.append({"model": name, **(mean_figures(costs, SCORES) if run else {})})
-        except (InputError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-            reason = str(error.args[0] if isinstance(error, InputError) else error) or "out of memory"
-            logger.warning("%s left out: %s", name, reason)
-            rows.append({"model": name, "why not": reason})
-        except KeyboardInterrupt as interrupt:
-            raise say_how_to_go_on(interrupt, "compare", folder) from None
+    with begin(config, "compare") as (run, folder):
+        table = folder / "comparison.json"
+        rows = None
         if run:
-            write_atomic(table, json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
+            rows = json.loads(table.read_text(encoding="utf-8")) if table.exists() else [baseline_row(config)]
+        [rows] = broadcast_object_list([rows])
+        for number, name in enumerate(config.models_to_compare):
+            if number + 1 < len(rows):  # before an interruption
+                continue
+            chosen = replace(config, model=name)
+            try:
+                costs = []
+                for seed in config.seeds:
+                    trained = train_once(chosen, seed, folder / f"model-{number}" / f"seed-{seed}")
+                    costs.append(model_costs(trained, chosen, seed) if run else {})
+                rows.append({"model": name, **(mean_figures(costs, SCORES) if run else {})})
+            except (InputError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+                reason = str(error.args[0] if isinstance(error, InputError) else error) or "out of memory"
+                logger.warning("%s left out: %s", name, reason)
+                rows.append({"model": name, "why not": reason})
+            if run:
+                write_atomic(table, json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
     PartialState().wait_for_everyone()
     if not run:
         return

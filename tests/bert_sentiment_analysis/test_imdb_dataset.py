@@ -14,6 +14,8 @@ from bert_sentiment_analysis.data.imdb_dataset import (
     find_leaks,
     load_data,
     normalized,
+    read_labels,
+    read_splits,
     read_table,
     report,
 )
@@ -264,6 +266,9 @@ def bad_files() -> None:
     Path("latin.csv").write_bytes("text,label\né,good\n".encode("latin-1"))
     Path("broken.jsonl").write_text('{"text": "a"\n')
     Path("ragged.csv").write_text("text,label\na,b\nc,d,e,f\n")
+    Path("twice.csv").write_text("text,label,text\na,b,c\n")
+    Path("semicolons.csv").write_text("text;label\na;b\n")
+    Path("rare.csv").write_text("text,label\n" + "\n".join(f"text {i},{'bad' if i else 'good'}" for i in range(40)))
     Path("reviews.xlsx").write_text("x")
     Path("folder").mkdir()
 
@@ -280,12 +285,19 @@ def bad_files() -> None:
         ),
         (["--data", "one.csv"], "has only one label, 'good'"),
         (["--data", "many.csv"], "has 200 different labels"),
-        (["--data", "few.csv"], "is too small to be divided"),
+        (
+            ["--data", "few.csv"],
+            "small to be divided: both parts need a text of each of 2 labels, and it has 2 texts, 1 of the rarest",
+        ),
+        (["--data", "rare.csv"], "and it has 40 texts, 1 of the rarest label."),
+        (["--data", "reviews.csv", "--subset", "foo"], "subset is for data sets of the hub"),
+        (["--data", "twice.csv"], "twice.csv has several columns of the same name: 'text'."),
+        (["--data", "semicolons.csv"], "It has text;label."),
         (["--data", "empty.csv"], "can't be read as csv"),
         (["--data", "head.csv"], "has no labelled text"),
         (["--data", "latin.csv"], "latin.csv is not UTF-8 text"),
         (["--data", "broken.jsonl"], "can't be read as jsonl"),
-        (["--data", "ragged.csv"], "can't be read as csv"),
+        (["--data", "ragged.csv"], "ragged.csv can't be read as csv: Expected 2 fields in line 3, saw 4."),
         (["--data", "reviews.xlsx"], "must be a .csv, .tsv or .jsonl file"),
         (["--data", "folder"], "has no train, validation or test file"),
         (["--data", "builtin:books"], "There is no 'builtin:books'"),
@@ -397,8 +409,59 @@ def test_a_damaged_table_is_an_error(name: str, content: bytes) -> None:
 @pytest.mark.parametrize("rows", ["Bad film, really awful,negative", "good film,positive,", "a,b,c,d"])
 def test_a_row_with_too_many_cells_shifts_nothing(rows: str) -> None:
     Path("t.csv").write_text(f"text,label\n{rows}\n{rows}\n")
-    with pytest.raises(InputError, match="t.csv can't be read as csv"):
+    with pytest.raises(InputError, match=r"t.csv can't be read as csv: Expected 2 fields in line 2, saw \d.\nhint"):
         read_table(Path("t.csv"))
+
+
+def test_a_column_without_a_name_is_called_by_its_number() -> None:
+    Path("t.csv").write_text(",text\n7,a\n")
+    assert read_table(Path("t.csv")).to_dict("records") == [{"0": "7", "text": "a"}]
+
+
+def test_semicolons_are_met_with_what_a_csv_is() -> None:
+    Path("t.csv").write_text("text;label\na;b\n")
+    with pytest.raises(InputError, match="hint: columns are separated by commas"):
+        load_data(DataConfig(data="t.csv"))
+
+
+POLES = ["negative", "positive"]
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "meant"),
+    [
+        (["Pos", " NEG ", "positive", "mixed"], POLES, ["positive", "negative", "positive", None]),
+        (["0", "1", ""], POLES, ["negative", "positive", None]),
+        (["1", "1"], POLES, [None, None]),
+        (["1", "2", "5"], POLES, [None, None, None]),
+        (["neutral", "POS"], ["NEG", "NEU", "POS"], ["NEU", "POS"]),
+        (["good", "bad"], ["Bad", "Good"], ["Good", "Bad"]),
+        (["0", "1"], ["1", "0"], ["0", "1"]),
+        (["Neg", "POSITIVE", "0"], None, ["negative", "positive", None]),
+    ],
+)
+def test_labels_count_in_any_case_for_short_and_as_all_numbers(
+    values: list[str], names: list[str] | None, meant: list[str | None]
+) -> None:
+    found = read_labels(values, names)
+    assert [found.get(value) for value in values] == meant
+
+
+def test_labels_of_a_file_are_read_as_the_model_knows_them(caplog: pytest.LogCaptureFixture) -> None:
+    lines = [f"text {i},{('Neg', 'POSITIVE')[i % 2]}" for i in range(40)]
+    Path("reviews.csv").write_text("text,label\n" + "\n".join(lines))
+    with caplog.at_level("INFO"):
+        splits = load_data(DataConfig(data="reviews.csv"), label_names=["positive", "negative"])
+    assert {label for split in splits for _, label in rows_of(splits, split)} == set(POLES)
+    assert "reviews.csv: labels are read as Neg → negative, POSITIVE → positive" in caplog.text
+    assert load_data(DataConfig(data="reviews.csv"))["train"].features["label"].names == POLES
+
+
+def test_a_file_may_be_read_undivided_however_small() -> None:
+    Path("few.csv").write_text("text,label\na,good\nb,bad\n")
+    assert {split: len(rows) for split, rows in read_splits(DataConfig(data="few.csv"), divide=False).items()} == {
+        "train": 2
+    }
 
 
 def test_a_model_that_knows_its_labels_is_measured_on_texts_of_one() -> None:

@@ -65,6 +65,12 @@ def test_a_class_that_is_not_there_counts_for_nothing() -> None:
     assert "roc_auc" not in figures
 
 
+@pytest.mark.filterwarnings("error")
+def test_texts_of_one_label_are_measured_without_a_warning() -> None:
+    labels = np.zeros(4, int)
+    assert classification_figures(labels, np.eye(2)[labels])["mcc"] == 0
+
+
 def test_the_library_evaluate_takes_the_metric_without_the_hub() -> None:
     import evaluate as library
 
@@ -171,10 +177,35 @@ def test_texts_that_a_model_learned_from_are_not_what_it_is_measured_on(
         said = capsys.readouterr().err
         assert f"on {texts} texts of the test split of {data}" in said
         assert ("divided as it was when the model learned from it: seed 3" in said) == (texts == 30)
+    assert cli("evaluate", "--model", one, "--data", "own.csv", "--split", "all") == 2
+    assert "the model learned from a part of own.csv" in capsys.readouterr().err
+    assert cli("evaluate", "--model", one, "--data", "copy.csv", "--split", "all") == 0
+    assert "on 100 texts of all splits of copy.csv" in capsys.readouterr().err
     assert cli("significance", "--model", one, "--other", other, "--data", "own.csv") == 2
     assert "divided differently: each knows texts that the other is tested by" in capsys.readouterr().err
     assert cli("significance", "--model", one, "--other", other, "--data", "builtin:products") == 0
     assert cli("cross_domain", "--models", one, "--domains", "own.csv,builtin:movies") == 0
+
+
+def test_labels_may_be_written_in_any_case(relabelled: Path) -> None:
+    Path("own.csv").write_text("text,label\ngood,Positive\nbad,NEG\n")
+    assert cli("evaluate", "--model", str(relabelled), "--data", "own.csv", "--split", "all") == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data", "builtin:tweets"], "takes --models and --domains, and neither --model nor --data"),
+        (["--model", "builtin:tweets"], "takes --models and --domains, and neither --model nor --data"),
+        (["--models", "builtin:nowhere"], "There is no 'builtin:nowhere'"),
+    ],
+)
+def test_a_matrix_that_can_not_be_leaves_no_run(
+    flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli("cross_domain", *flags) == 2
+    assert message in capsys.readouterr().err
+    assert not RUNS.exists()
 
 
 def test_significance_compares_two_models(relabelled: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from bert_sentiment_analysis.data.preprocessor import Encoding
+from bert_sentiment_analysis.evaluation.visualization import plot_attributions
 from bert_sentiment_analysis.inference import predictor as module
 from bert_sentiment_analysis.inference.predictor import (
     MODULE,
+    Prediction,
     SentimentPredictor,
     as_csv,
     explain,
@@ -91,6 +93,50 @@ def test_empty_texts_and_doubtful_ones_get_no_label(predictor: SentimentPredicto
     [long] = predictor.predict(["word " * 100], threshold=1.0)
     assert long.note.endswith("; only both ends were read, 62 of 102 tokens")
     assert predictor.predict([]) == []
+
+
+@pytest.mark.parametrize("text", ["😡😡😡", "🎉🎉", "x" * 200, "\ue000", "[SEP]"])
+def test_a_text_without_a_word_that_the_model_knows_gets_no_label(text: str, predictor: SentimentPredictor) -> None:
+    [prediction] = predictor.predict([text])
+    assert (prediction.label, prediction.note) == (None, "no word the model knows")
+    assert predictor.predict([f"{text} good"])[0].label
+    with pytest.raises(InputError, match="without a word that the model knows"):
+        predictor.explain(text)
+
+
+@pytest.mark.parametrize("text", ["\u200d", "\u2060", "\u00ad", "\u202e", "\u0301", " \u200b \ufe0f"])
+def test_a_text_in_which_nothing_can_be_seen_is_empty(text: str, predictor: SentimentPredictor) -> None:
+    assert predictor.predict([text])[0].note == "empty text"
+    with pytest.raises(InputError, match="empty text"):
+        predictor.explain(text)
+    Path("texts.txt").write_text(f"{text}\n", encoding="utf-8")
+    with pytest.raises(InputError, match="There are no texts in texts.txt"):
+        read_texts("texts.txt")
+
+
+@pytest.mark.parametrize(
+    ("call", "culprit"),
+    [
+        (lambda p: p.predict("good film"), "texts must be a list of strings. Got 'good film'"),
+        (lambda p: p.predict(["good", None]), "texts must be a list of strings. Got None"),
+        (lambda p: p.predict([float("nan")]), "Got nan"),
+        (lambda p: p.predict(7), "Got 7"),
+        (lambda p: p.predict(["good"], batch_size=-1), "batch_size must be in [1, inf). Got -1"),
+        (lambda p: p.predict(["good"], batch_size=0), "batch_size must be in [1, inf). Got 0"),
+        (lambda p: p.predict(["good"], threshold=1.1), "threshold must be in [0, 1]. Got 1.1"),
+        (lambda p: p.explain("good", steps=0), "steps must be in [1, 10000]. Got 0"),
+        (lambda p: p.explain(None), "texts must be a list of strings. Got None"),
+        (lambda p: SentimentPredictor(p.classifier, dtype="foo"), "dtype must be one of auto, float32, bfloat16"),
+    ],
+)
+def test_wrong_arguments_are_input_errors(call: Any, culprit: str, predictor: SentimentPredictor) -> None:
+    with pytest.raises(InputError) as error:
+        call(predictor)
+    assert culprit in str(error.value)
+
+
+def test_a_model_may_be_named_by_a_path(tiny: Path) -> None:
+    assert SentimentPredictor(tiny, device="cpu").predict(["good"])[0].label
 
 
 def test_a_megabyte_is_read_at_both_ends_and_says_so(predictor: SentimentPredictor) -> None:
@@ -189,6 +235,52 @@ def test_predictions_go_to_a_file(tiny: Path) -> None:
     assert as_csv([]) == "text,label,confidence,note\r\n"
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_other_columns_of_a_table_stay_beside_its_texts(kind: str, tiny: Path) -> None:
+    rows = [
+        {"id": "007", "review": "good", "label": "positive", "p(x)": "1"},
+        {"id": "8", "review": "bad", "label": ""},
+    ]
+    Path("in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert cli("predict", "--model", str(tiny), "--input", "in.jsonl", "--output", f"out.{kind}") == 0
+    with Path(f"out.{kind}").open(newline="") as file:
+        written = list(csv.DictReader(file)) if kind == "csv" else [json.loads(line) for line in file]
+    assert list(written[0])[:5] == ["id", "input_label", "input_p(x)", "text", "label"]
+    assert [(row["id"], row["input_label"], row["text"]) for row in written] == [
+        ("007", "positive", "good"),
+        ("8", "", "bad"),
+    ]
+
+
+@pytest.mark.parametrize("given", ["good.csv", "./good.csv", "good.csv.part"])
+def test_predictions_never_overwrite_their_input(given: str, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path(given).write_text("text\nfine\n")
+    assert cli("predict", "--model", str(tiny), "--input", given, "--output", "good.csv") == 2
+    assert "output must be another file than input" in capsys.readouterr().err
+    assert Path(given).read_text() == "text\nfine\n"
+
+
+def test_no_cell_of_a_csv_is_a_formula_and_numbers_stay_as_they_are() -> None:
+    others = [{"=id": "-5", "more": "-cmd"}]
+    prediction = Prediction('=HYPERLINK("x")', "@good", 1.0, {"@good": 1.0}, "\tnote")
+    header, row = csv.reader(io.StringIO(as_csv([prediction], others)))
+    assert header[:2] == ["'=id", "more"]
+    assert row == ["-5", "'-cmd", '\'=HYPERLINK("x")', "'@good", "1.0000", "1.0000", "'\tnote"]
+
+
+@pytest.mark.parametrize(
+    ("redirection", "message"), [("<&-", "stdin is closed"), (">&- < texts.txt", "stdout is closed")]
+)
+def test_a_closed_stream_is_one_line(redirection: str, message: str, tiny: Path) -> None:
+    Path("texts.txt").write_text("fine\n")
+    run = subprocess.run(
+        f"{sys.executable} -m {MODULE} predict --model {tiny} {redirection}", shell=True, capture_output=True,
+        text=True, env={"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert run.returncode == 2
+    assert f"error: {message}" in run.stderr and "Traceback" not in run.stderr
+
+
 def test_stdin_is_a_text_a_line(tiny: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-m", MODULE, "predict", "--model", str(tiny)],
@@ -252,6 +344,17 @@ def test_a_missing_library_is_named_with_what_brings_it(
     assert "package 'transformers'.\nhint: pip install \"llm-roadmap[sentiment]\"" in capsys.readouterr().err
 
 
+def test_a_very_long_word_leaves_the_picture_its_title() -> None:
+    from matplotlib.image import imread
+
+    plot_attributions(["a", "b" * 75], [1.0, 0.5], Path("short.png"), "a title")
+    plot_attributions(["a", "b" * 400], [1.0, 0.5], Path("long.png"), "a title")
+    short, long = (imread(name) for name in ("short.png", "long.png"))
+    assert short.shape[1] == long.shape[1]
+    ink = [(image[:40, :, :3] < 0.5).sum() for image in (short, long)]
+    assert ink[0] == ink[1] > 0
+
+
 def test_explain_draws_the_words(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("explain", "--model", str(tiny), "--text", "not <b>bad</b> 很好", "--run", "e") == 0
     assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["not", "bad", "很", "好"]
@@ -263,7 +366,8 @@ def test_explain_draws_the_words(tiny: Path, capsys: pytest.CaptureFixture[str])
     [
         (["predict", "--input", "empty.txt"], "There are no texts in empty.txt", 2),
         (["predict", "--input", "latin.txt"], "latin.txt is not UTF-8", 2),
-        (["predict", "--input", "missing.txt"], "missing.txt", 1),
+        (["predict", "--input", "missing.txt"], "missing.txt can't be read: No such file or directory.", 1),
+        (["predict", "--input", "."], ". can't be read: Is a directory.", 1),
         (["predict", "--input", "table.csv", "--text_column", "x"], "has no column 'x'. It has a, b", 2),
         (["predict", "--input", "table.csv"], "no column with a usual name for the texts", 2),
         (["predict", "--input", "ok.txt", "--output", "out.xlsx"], "output must be a .jsonl or .csv file", 2),
@@ -295,4 +399,4 @@ def test_texts_of_a_compressed_table_are_read() -> None:
     import gzip
 
     Path("t.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n{"text": "b"}\n'))
-    assert read_texts("t.jsonl.gz") == ["a", "b"]
+    assert read_texts("t.jsonl.gz") == (["a", "b"], [{}, {}])

@@ -44,6 +44,11 @@ def tokenizer() -> Any:
         ("@john这部电影太烂了", "@user这部电影太烂了"),
         ("https://t.co/x太难看了", "http太难看了"),
         ("", ""),
+        ("won\u00adder\u2060ful \u202eage\u202c", "wonderful age"),
+        ("👨\u200d👩\u200d👧 نمی\u200cخواهم क्\u200dष", "👨\u200d👩\u200d👧 نمی\u200cخواهم क्\u200dष"),
+        (" \u200d\n\u2060", ""),
+        ("\u00ad\u202e", ""),
+        ("\u0301", ""),
         ("\udcff", "�"),
     ],
 )

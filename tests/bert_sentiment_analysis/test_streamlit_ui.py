@@ -16,8 +16,9 @@ def test_words_are_escaped_and_colored_by_their_share() -> None:
     page = highlighted(Explanation("good", ["<script>", "fine", "bad"], [0.0, 2.0, -1.0], 1.0))
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
-    assert "rgba(33, 102, 172, 0.75)" in page
-    assert "rgba(178, 24, 43, 0.38)" in page or "rgba(178, 24, 43, 0.37)" in page
+    assert "rgba(33, 102, 172, 0.90); padding: 2px 3px; border-radius: 3px; color: white" in page
+    assert 'rgba(178, 24, 43, 0.45); padding: 2px 3px; border-radius: 3px"' in page
+    assert "overflow-wrap: anywhere" in page
 
 
 def test_the_page_draws_without_a_model_and_names_one_that_is_missing() -> None:
@@ -28,20 +29,30 @@ def test_the_page_draws_without_a_model_and_names_one_that_is_missing() -> None:
     page.sidebar.radio[0].set_value("Another model").run()
     assert not page.exception
     assert page.info[0].value == "Name a model in the sidebar."
-    page.sidebar.text_input[0].set_value("no/such/folder").run()
+    page.sidebar.text_input[0].set_value("  ").run()
+    assert page.info[0].value == "Name a model in the sidebar."
+    page.sidebar.text_input[0].set_value(" no/such/folder ").run()
     assert not page.exception
     assert page.error[0].value == "No such file or folder: 'no/such/folder'."
 
 
-def test_a_text_of_markup_alone_is_called_empty() -> None:
+@pytest.mark.parametrize(
+    ("text", "warning"),
+    [
+        ("<br />", "Without its markup, this text is empty."),
+        ("😡😡😡", "This text has no word that the model knows."),
+    ],
+)
+def test_a_text_that_the_model_can_not_read_gets_no_label(text: str, warning: str) -> None:
     from streamlit.testing.v1 import AppTest
 
     page = AppTest.from_file(str(PAGE), default_timeout=120)
     page.run()
-    page.text_area[0].set_value("<br />").run()
+    page.text_area[0].set_value(text).run()
     page.button[0].click().run()
     assert not page.exception
-    assert page.warning[0].value == "Without its markup, this text is empty."
+    assert page.warning[0].value == warning
+    assert not page.metric
 
 
 @pytest.mark.browser
@@ -61,18 +72,20 @@ def test_a_text_gets_a_label_and_its_words(page: Any) -> None:
 @pytest.mark.browser
 @pytest.mark.slow
 def test_a_table_gets_labels_a_confusion_matrix_and_a_download(page: Any) -> None:
-    rows = ['"wonderful, ""moving"" film\nin two lines",Positive ', "a terrible bore,negative", ",negative"] * 5
+    rows = ['"wonderful, ""moving"" film\nin two lines",Positive ', "a terrible bore,neg", ",negative"] * 5
     rows.append("so-so,mixed")
     Path("table.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
     page.get_by_role("tab", name="A table").click()
     page.locator("input[type=file]").set_input_files("table.csv")
     page.get_by_text("Confusion matrix").wait_for()
-    assert float(page.get_by_test_id("stMetricValue").first.inner_text()) > 0.6
+    assert page.get_by_test_id("stMetricValue").first.inner_text() == "1.000"
+    page.get_by_text("are read as: Positive → positive, neg → negative.").wait_for()
+    page.get_by_text("5 of 16 rows have no text; the figures leave them out.").wait_for()
     page.get_by_text("1 of 16 rows have no label that the model knows").wait_for()
     with page.expect_download() as download:
         page.get_by_role("button", name="Download as csv", exact=True).click()
     content = Path(download.value.path()).read_text(encoding="utf-8")
-    assert content.startswith("text,label,confidence,p(negative),p(positive),note")
+    assert content.startswith("input_label,text,label,confidence,p(negative),p(positive),note")
     assert content.count("empty text") == 5
     page.screenshot(path="table.png", full_page=True)
 
@@ -83,6 +96,8 @@ def test_a_table_gets_labels_a_confusion_matrix_and_a_download(page: Any) -> Non
     ("content", "message"),
     [
         (b"body\nx\n", "has no column with a usual name for the texts"),
+        (b"body\nx\n", "write the column's name in the field above"),
+        (b"text;label\nx;y\n", "columns are separated by commas"),
         ("text\né\n".encode("latin-1"), "is not UTF-8 text"),
         (b"text\n" + b"x\n" * (streamlit_ui.MOST_ROWS + 1), "rows; 1 to 5,000 are taken here"),
     ],
@@ -101,3 +116,18 @@ def test_files_over_the_limit_are_refused(page: Any) -> None:
     page.get_by_role("tab", name="A table").click()
     page.locator("input[type=file]").set_input_files("table.csv")
     page.get_by_text("must be 5.0MB or smaller").wait_for()
+    page.get_by_text("up to 5,000 rows and 5 MB").wait_for()
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_the_words_of_a_text_go_before_those_of_the_next_come(page: Any) -> None:
+    words = page.get_by_test_id("words")
+    page.get_by_role("button", name="Analyze").click()
+    words.wait_for()
+    page.get_by_label("Text", exact=True).fill("a dreadful, endless film " * 40)
+    page.get_by_role("button", name="Analyze").click()
+    page.get_by_text("Looking for the words behind it").wait_for()
+    assert not words.is_visible()
+    words.wait_for()
+    assert "dreadful" in words.inner_text()

@@ -241,6 +241,45 @@ def test_a_model_in_disorder_is_one_error(tiny: Path) -> None:
         new_classifier("saved/..", NAMES, Encoding(32))
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        *(("temperature", value, "temperature must be > 0") for value in (0, float("nan"), -1, "x", float("inf"))),
+        *(("label_names", value, "label_names must be two or more different texts") for value in (
+            ["good", "good"], "good", [0, 1], ["good"])),
+        ("max_length", 0, "max_length must be a whole number >= 4. Got 0."),
+        ("max_length", -5, "max_length must be a whole number >= 4. Got -5."),
+        ("head", 1.5, "head must be a whole number >= 0. Got 1.5."),
+        ("long_texts", "foo", "long_texts must be head_tail or windows. Got 'foo'."),
+        ("division", {"fold": 1}, "division must be a seed and two fractions"),
+        ("base", None, "base must be a text. Got None."),
+    ],
+)  # fmt: skip
+def test_a_card_with_a_value_that_can_not_be_is_damaged(place: str, value: Any, message: str) -> None:
+    Card(NAMES, "x", Encoding()).save(Path())
+    fields = json.loads(Path("sentiment.json").read_text())
+    (fields["encoding"] if place in fields["encoding"] else fields)[place] = value
+    Path("sentiment.json").write_text(json.dumps(fields))
+    with pytest.raises(InputError, match="sentiment.json is damaged: ") as error:
+        Card.load(Path())
+    assert message in str(error.value)
+
+
+def test_an_adapter_without_its_weights_is_named(tiny: Path) -> None:
+    save_classifier(new_classifier(str(tiny), NAMES, Encoding(32), lora_rank=2), Path("saved"))
+    Path("saved/adapter_model.safetensors").unlink()
+    for load in (lambda: load_classifier("saved"), lambda: new_classifier("saved", NAMES, Encoding(32), lora_rank=2)):
+        with pytest.raises(InputError, match="saved is not whole: adapter_model.safetensors is missing"):
+            load()
+
+
+def test_the_way_out_of_a_hub_out_of_reach_is_a_model_that_predicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(HubError) as error:
+        load_classifier("org/nowhere")
+    assert "builtin:movies" in error.value.hint
+
+
 def test_the_hub_is_asked_for_the_revision(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import transformers
 
@@ -461,6 +500,8 @@ def test_a_run_that_failed_before_it_began_does_not_keep_its_name(recipe: list[s
     words = Path("words.csv").read_text()
     Path("words.csv").write_text("text,label\na,b\n")
     assert cli("train", *recipe, "--epochs=0.2", "--run", "mine") == 2
+    assert cli("compare", *recipe, "--epochs=0.2", "--run", "mine") == 2
+    assert not (RUNS / "mine").exists()
     Path("words.csv").write_text(words)
     assert cli("train", *recipe, "--epochs=0.2", "--run", "mine") == 0
 
@@ -507,6 +548,7 @@ def test_a_comparison_cut_short_goes_on_with_the_next_model(
     [
         (["--batch_size", "0"], "batch_size must be"),
         (["--lora_rank", "-1"], "lora_rank must be"),
+        (["--lora_rank", "1025"], "lora_rank must be in [0, 1024]"),
         (["--max_length", "7"], "max_length must be in [8, inf)"),
         (["--max_length", "65"], "max_length must be in [8, 64]"),
         (["--read_length", "4"], "read_length must be"),
@@ -519,6 +561,7 @@ def test_a_comparison_cut_short_goes_on_with_the_next_model(
         (["--loss", "hinge"], "hinge"),
         (["--seeds", "[]"], "seeds must name"),
         (["--seeds", "[-1]"], "seeds must be"),
+        (["--seeds", "0,0"], "seeds must be different ones. Got 0, 0."),
         (["--resume", "true"], "resume needs the name"),
         (["--model", "builtin:bert"], "There is no 'builtin:bert'"),
         (["--data", "builtin:books"], "There is no 'builtin:books'"),
