@@ -24,10 +24,10 @@ demo: $(STAMP) ## Run every project on its embedded default, then show the figur
 	@echo "Next: source .venv/bin/activate, and the commands of the projects' READMEs."
 
 serve-sentiment: $(STAMP) ## Open the sentiment demo in a browser (ARGS='--server.port 8502')
-	$(VENV_PYTHON) -m streamlit run bert_sentiment_analysis/app/streamlit_ui.py --server.address localhost $(ARGS)
+	$(VENV_PYTHON) -m streamlit run bert_sentiment_analysis/app/streamlit_ui.py --server.address localhost --browser.gatherUsageStats false --client.toolbarMode minimal $(ARGS)
 
 serve-qa: $(STAMP) ## Open the question-answering demo in a browser (ARGS='--server.port 8502')
-	$(VENV_PYTHON) -m streamlit run qa_system/app/streamlit_ui.py --server.address localhost $(ARGS)
+	$(VENV_PYTHON) -m streamlit run qa_system/app/streamlit_ui.py --server.address localhost --browser.gatherUsageStats false --client.toolbarMode minimal $(ARGS)
 
 test: $(STAMP) ## Run all tests (ARGS='-m "not slow"' for the quick ones)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n auto --dist loadfile $(ARGS)

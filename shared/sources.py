@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import textwrap
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ def hub_errors(source: Source, builtin: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # some of these libraries' own errors have no other base
-        reason = " ".join(str(error).split())[:200]
+        reason = textwrap.shorten(str(error), 200, placeholder=" …")
         hint = f"use {builtin}; or a local path; or set HF_ENDPOINT to a mirror that you can reach"
         if "scripts are no longer supported" in reason:
             hint = f"{source.name}@refs/convert/parquet is the hub's own copy of a data set kept as a script"

@@ -6,7 +6,8 @@
 
 Every error is JSON, ``{"error": {"type", "message", "hint"}}``. A request is refused with 429 when its client asks too
 often or too many wait already; ``/healthz`` and ``/metrics`` answer at all times. With ``QA_API_KEY`` in the
-environment, every other path wants it in the header ``X-API-Key``. Replicas may share the folder: one writes at a time.
+environment, every other path but this documentation's wants it in the header ``X-API-Key``. Replicas may share the
+folder: one writes at a time.
 """
 
 from __future__ import annotations
@@ -29,14 +30,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import anyio.to_thread
-from fastapi import FastAPI, File, Form, Query, Request, Response, UploadFile
+from fastapi import FastAPI, File, Form, Query, Request, Response, Security, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.security import APIKeyHeader
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from qa_system.document_processor.pdf_reader import Limits
+from qa_system.document_processor.pdf_reader import DocumentError, Limits
 from qa_system.evaluation.answer_quality import Question, figures, measure
 from qa_system.generation.answer_generator import (
     MOST_CHARACTERS,
@@ -57,7 +59,7 @@ logger = logging.getLogger(MODULE)
 
 @dataclass
 class ServeConfig:
-    """Serve the system over HTTP."""
+    """Serve the system over HTTP; QA_API_KEY in the environment is the key that its clients must send, if any."""
 
     folder: str = "outputs/qa_system/library"
     """Where documents, passages and vectors are kept."""
@@ -148,13 +150,20 @@ def failure(
     return JSONResponse({"error": {"type": kind, "message": message, "hint": hint}}, status, headers)
 
 
-STATUS = {"LimitError": 413, "UnsupportedError": 415}  # of documents that can't be read; 422 for the others
+STATUS = {"LimitError": 413, "UnsupportedError": 415, "AnswererError": 502}  # 422 for other input that is wrong
+UNFORESEEN = "Something went wrong here; the log of the service tells what."
+HINTS = {"PasswordError": "the parameter password"}  # where the error's own is of the command line
 
 
 def input_failure(error: InputError) -> JSONResponse:
     """Build the answer to wrong input."""
     kind = type(error).__name__
-    return failure(STATUS.get(kind, 422), kind, str(error.args[0]), error.hint)
+    return failure(STATUS.get(kind, 422), kind, str(error.args[0]), HINTS.get(kind, error.hint))
+
+
+def missing(document_id: str) -> HTTPException:
+    """Build the error for a document that is not there."""
+    return HTTPException(404, f"There is no document {document_id[:80]!r}.")
 
 
 class Guard:
@@ -168,6 +177,7 @@ class Guard:
     """
 
     OPEN = ("/healthz", "/metrics")
+    KEYLESS = ("/docs", "/openapi.json")
     CLIENTS = 10_000  # remembered
 
     def __init__(self, app: ASGIApp, key: str, a_minute: int, most: int) -> None:
@@ -181,7 +191,7 @@ class Guard:
             return
         headers = dict(scope["headers"])
         given = headers.get(b"x-api-key", b"")
-        if self.key and not hmac.compare_digest(given, self.key.encode()):
+        if self.key and scope["path"] not in self.KEYLESS and not hmac.compare_digest(given, self.key.encode()):
             await failure(401, "Unauthorized", "The header X-API-Key must hold the service's key.")(
                 scope, receive, send
             )
@@ -285,9 +295,8 @@ def create_app(config: ServeConfig | None = None) -> FastAPI:
     app = FastAPI(
         title="Question answering over documents", version="1", description=(__doc__ or "").replace("    ", ""),
     )  # fmt: skip
-    app.add_middleware(
-        Guard, key=os.environ.get("QA_API_KEY", ""), a_minute=config.a_minute, most=config.megabytes * 2**20 + 2**16
-    )
+    key = os.environ.get("QA_API_KEY", "")
+    app.add_middleware(Guard, key=key, a_minute=config.a_minute, most=config.megabytes * 2**20 + 2**16)
 
     @app.middleware("http")
     async def measured(request: Request, call: Callable[[Request], Any]) -> Response:
@@ -306,6 +315,9 @@ def create_app(config: ServeConfig | None = None) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def wrong_request(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            text = f"The body is no JSON: {first['ctx']['error']} at character {first['loc'][-1]}."
+            return failure(422, "InvalidRequest", text, "see /docs")
         place = ".".join(str(part) for part in first["loc"] if part != "body") or "the body"
         return failure(422, "InvalidRequest", f"{place}: {first['msg']}.", "see /docs")
 
@@ -318,13 +330,21 @@ def create_app(config: ServeConfig | None = None) -> FastAPI:
     @app.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> JSONResponse:
         logger.exception("%s %s failed", request.method, request.url.path)
-        return failure(500, "InternalError", "Something went wrong here; the log of the service tells what.")
+        return failure(500, "InternalError", UNFORESEEN)
 
     def found(document_id: str) -> Info:
         info = next((info for info in library.infos() if info.id == document_id), None)
         if info is None:
-            raise HTTPException(404, f"There is no document {document_id[:80]!r}.")
+            raise missing(document_id)
         return info
+
+    def check(asked: Ask) -> None:
+        if not asked.question.strip():
+            raise InputError("The question is empty.")
+        known = {info.id for info in library.infos()}
+        for document_id in asked.documents:
+            if document_id not in known:
+                raise missing(document_id)
 
     @app.get("/healthz", tags=["service"])
     async def healthz() -> dict[str, str]:
@@ -335,6 +355,9 @@ def create_app(config: ServeConfig | None = None) -> FastAPI:
     def metrics() -> Response:
         """Return counters and latencies for Prometheus."""
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    if key:  # the guard checks it; this tells of it in the documentation of the paths below
+        app.router.dependencies.append(Security(APIKeyHeader(name="X-API-Key", auto_error=False)))
 
     @app.post("/documents", status_code=201, tags=["documents"])
     async def upload(
@@ -361,14 +384,14 @@ def create_app(config: ServeConfig | None = None) -> FastAPI:
         """Delete a document, its passages and its file."""
         async with uploads.turn():
             if not await anyio.to_thread.run_sync(library.delete, document_id):
-                raise HTTPException(404, f"There is no document {document_id[:80]!r}.")
+                raise missing(document_id)
 
     @app.get("/documents/{document_id}/image", tags=["documents"], response_class=Response)
     async def image(
         document_id: str, start: Annotated[int, Query(ge=0)], end: Annotated[int, Query(ge=1)], password: str = ""
     ) -> Response:
         """Draw the page of a citation as PNG, with the quote (``start`` to ``end``) boxed."""
-        found(document_id)
+        info = found(document_id)
         path = library.file(document_id)
         document = library.document(document_id)
         if path is None or path.suffix != ".pdf":
@@ -377,9 +400,12 @@ def create_app(config: ServeConfig | None = None) -> FastAPI:
             raise HTTPException(422, f"start and end must be in [0, {len(document.text)}], start before end.")
         citation = Citation.of(1, document, start, end)
         async with uploads.turn():
-            drawn = await anyio.to_thread.run_sync(
-                partial(page_image, path, document, citation, password=password, limits=limits)
-            )
+            try:
+                drawn = await anyio.to_thread.run_sync(
+                    partial(page_image, path, document, citation, password=password, limits=limits)
+                )
+            except DocumentError as error:  # it knows the file by its hash
+                raise type(error)(str(error.args[0]).replace(path.name, info.name), error.hint) from None
         png = io.BytesIO()
         drawn.save(png, "PNG")
         return Response(png.getvalue(), media_type="image/png")
@@ -387,6 +413,7 @@ def create_app(config: ServeConfig | None = None) -> FastAPI:
     @app.post("/ask", tags=["questions"])
     async def ask(asked: Ask) -> dict[str, Any]:
         """Answer a question; every citation was verified."""
+        await anyio.to_thread.run_sync(check, asked)
         async with questions.turn():
             *_, last = await anyio.to_thread.run_sync(lambda: list(_events(asked, library, writer)))
         refused.inc(last["refused"])
@@ -394,20 +421,26 @@ def create_app(config: ServeConfig | None = None) -> FastAPI:
 
     @app.post("/ask/stream", tags=["questions"], response_class=StreamingResponse)
     async def ask_stream(asked: Ask) -> StreamingResponse:
-        """Answer as server-sent events: ``hits``, then ``token`` as often as there is more, then ``answer``."""
-        if not asked.question.strip():
-            raise InputError("The question is empty.")
+        """Answer as server-sent events: ``hits``, ``token`` as often as there is more, ``answer``; or an ``error``."""
+        await anyio.to_thread.run_sync(check, asked)
+
+        def told(name: str, values: dict[str, Any]) -> str:
+            return f"event: {name}\ndata: {json.dumps(values, ensure_ascii=False)}\n\n"
 
         async def events() -> AsyncIterator[str]:
             try:
                 async with questions.turn():
                     iterator = _events(asked, library, writer)
                     while (event := await anyio.to_thread.run_sync(next, iterator, None)) is not None:
-                        yield f"event: {event['event']}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n"
+                        refused.inc(event.get("refused", False))
+                        yield told(event["event"], event)
             except HTTPException as error:
-                yield f"event: error\ndata: {json.dumps({'message': error.detail})}\n\n"
+                yield told("error", {"message": error.detail})
             except InputError as error:
-                yield f"event: error\ndata: {json.dumps({'message': error.args[0], 'hint': error.hint})}\n\n"
+                yield told("error", {"message": error.args[0], "hint": error.hint})
+            except Exception:
+                logger.exception("/ask/stream failed")
+                yield told("error", {"message": UNFORESEEN})
 
         return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 

@@ -8,26 +8,30 @@ from __future__ import annotations
 import html
 import io
 import os
+import re
 import tempfile
+import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
-from qa_system.document_processor.pdf_reader import Limits
-from qa_system.generation.answer_generator import MOST_CHARACTERS, Answer, load_answerer, stream_pipeline
+from qa_system.document_processor.pdf_reader import Document, DocumentError, Limits, PasswordError
+from qa_system.generation.answer_generator import MOST_CHARACTERS, Answer, Answerer, load_answerer, stream_pipeline
 from qa_system.generation.citation_handler import Citation, highlighted_html, in_context, matching_spans, page_image
 from qa_system.retrieval.dense_retrieval import Info, Library, files_of
 from qa_system.retrieval.sparse_retrieval import Hit
 from shared.errors import InputError
 
 FOLDER = os.environ.get("QA_FOLDER", "outputs/qa_system/library")
+ANSWERER = os.environ.get("QA_ANSWERER", "builtin:extractive")
 LIMITS = Limits(file_megabytes=20, pages=300)
 KINDS = ["pdf", "docx", "html", "htm", "md", "txt"]
 MODES = {"Words and meaning": "hybrid", "Meaning": "dense", "Words": "sparse"}
 EXAMPLES = [
     "How much is a return ticket for a child on route B?",
-    "Why did the Petrel run aground?",
+    "What did the repair of the Petrel cost?",
     "自行车的票价是多少？",
     "Who won the cup final in 1966?",
 ]
@@ -39,116 +43,182 @@ def library() -> Library:
     return Library(FOLDER)
 
 
+@dataclass
+class Reading:
+    """What a visitor gave to read, and how that went.
+
+    Attributes:
+        uploads: That wait: name, bytes and password.
+        told: Errors and notes that were not shown yet.
+        passwords: Document id → password; only here, never on disk.
+        lock: Held while a document is read: a click starts the page anew, but does not end the reading.
+    """
+
+    uploads: list[tuple[str, bytes, str]] = field(default_factory=list)
+    told: list[InputError | OSError | str] = field(default_factory=list)
+    passwords: dict[str, str] = field(default_factory=dict)
+    lock: Any = field(default_factory=threading.Lock)
+
+    def read(self) -> None:
+        """Read the first document that waits."""
+        kept = library()
+        with self.lock, tempfile.TemporaryDirectory() as folder:
+            if not self.uploads:
+                return
+            name, data, password = self.uploads[0]
+            path = Path(folder) / f"upload{Path(name).suffix.lower()}"
+            path.write_bytes(data)
+            try:
+                info = kept.add(path, name=name, password=password, limits=LIMITS)
+                self.passwords |= {info.id: password} if password else {}
+                self.told += [] if info.new else [f"{name} is there already."]
+            except (InputError, OSError) as error:
+                self.told.append(error)
+            finally:
+                del self.uploads[0]
+
+
+def reading() -> Reading:
+    """Return the visitor's own."""
+    mine: Reading = st.session_state.setdefault("reading", Reading())
+    return mine
+
+
+def plain(text: str) -> str:
+    """Escape a text for where Streamlit reads Markdown; names and errors may come from anyone."""
+    text = re.sub(r"(?i)(?<=www)(?=\.)|(?<=:)(?=//)|(?=@)", "\u2060", text)  # an address is no link
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)
+
+
+def shown_name(document_id: str, name: str, infos: list[Info] | None = None) -> str:
+    """Return a document's name as Markdown, with the first of its hash where another document has that name too."""
+    alike = sum(info.name == name for info in infos or library().infos())
+    return plain(name if alike < 2 else f"{name} ({document_id[:8]})")
+
+
 def shown_error(error: InputError | OSError) -> None:
     """Show what went wrong, and what to do."""
-    st.error(str(error.args[0] if isinstance(error, InputError) else error))
-    if getattr(error, "hint", ""):
-        st.caption(error.hint)
+    st.error(plain(str(error.args[0] if isinstance(error, InputError) else error)))
+    hint = "choose it again, with its password" if isinstance(error, PasswordError) else getattr(error, "hint", "")
+    if hint:
+        st.caption(plain(hint))
 
 
-def add(path: Path, name: str, password: str = "") -> None:
-    """Add one document, and tell how that went."""
-    info = library().add(path, name=name, password=password, limits=LIMITS)
-    if not info.new:
-        st.toast(f"{name} is there already.")
-
-
-def sidebar() -> list[Info]:
-    """Let the visitor add and delete documents; return those to be asked."""
+def sidebar() -> tuple[list[Info], Any]:
+    """Let the visitor add and delete documents; return those to be asked, and the place to tell what is being read."""
+    mine = reading()
     st.sidebar.header("Documents")
     with st.sidebar.form("upload", clear_on_submit=True, border=False):
         uploads = st.file_uploader("Add documents", type=KINDS, accept_multiple_files=True,
                                    max_upload_size=LIMITS.file_megabytes)  # fmt: skip
         password = st.text_input("Password, if they have one", type="password")
-        sent = st.form_submit_button("Read them", width="stretch")
-    if sent and uploads:
-        bar = st.sidebar.progress(0.0)
-        for number, upload in enumerate(uploads):
-            bar.progress(number / len(uploads), f"Reading {upload.name} …")
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / f"upload{Path(upload.name).suffix.lower()}"
-                path.write_bytes(upload.getvalue())
-                try:
-                    add(path, upload.name, password)
-                except (InputError, OSError) as error:
-                    with st.sidebar:
-                        shown_error(error)
-        bar.empty()
+        if st.form_submit_button("Read them", width="stretch"):
+            mine.uploads += [(upload.name, upload.getvalue(), password) for upload in uploads]
+    place = st.sidebar.empty()
+    with st.sidebar:
+        for event in mine.told:
+            if isinstance(event, str):
+                st.info(plain(event))
+            else:
+                shown_error(event)
+    if not mine.uploads:
+        mine.told.clear()
     infos = library().infos()
-    if not infos and st.sidebar.button("Take the example documents", type="primary", width="stretch"):
-        bar = st.sidebar.progress(0.0)
-        paths = files_of("builtin:documents")
-        for number, path in enumerate(paths):
-            bar.progress(number / len(paths), f"Reading {path.name} …")
-            add(path, path.name)
-        st.rerun()
+    if not infos and not mine.uploads:
+        if st.sidebar.button("Take the example documents", type="primary", width="stretch"):
+            mine.uploads += [(path.name, path.read_bytes(), "") for path in files_of("builtin:documents")]
+            st.rerun()
     chosen = []
     for info in infos:
+        name, title = shown_name(info.id, info.name, infos), plain(info.title or info.name)
         left, right = st.sidebar.columns([6, 1], vertical_alignment="center")
         pages = f"{info.pages} page{'s' if info.pages != 1 else ''}"
-        if left.checkbox(info.name, True, key=f"use-{info.id}", help=f"{info.title or info.name}: {pages}"):
+        if left.checkbox(name, True, key=f"use-{info.id}", help=f"{title}: {pages}"):
             chosen.append(info)
-        if right.button("✕", key=f"delete-{info.id}", help=f"Delete {info.name}", type="tertiary"):
+        if right.button("✕", key=f"delete-{info.id}", help=f"Delete {name}", type="tertiary"):
             library().delete(info.id)
             st.rerun()
-    return chosen
+    return chosen, place
 
 
 def shown_citation(citation: Citation, key: str) -> None:
     """Show a quote in its context; its page on request."""
-    st.html(f'<div data-testid="quote" style="font-size: 0.9rem">{in_context_of(citation)}</div>')
-    if not citation.document_name.lower().endswith(".pdf"):
+    document = library().document(citation.document_id)
+    quote = in_context(citation, document)
+    st.html(f'<div data-testid="quote" style="font-size: 0.9rem; white-space: pre-line">{quote}</div>')
+    if citation.document_name.lower().endswith(".pdf") and st.toggle("Show the page", key=key):
+        shown_page(citation, document, key)
+
+
+def shown_page(citation: Citation, document: Document, key: str) -> None:
+    """Show the page of a quote; ask for the document's password where this visitor gave none that opens it."""
+    passwords, name = reading().passwords, shown_name(citation.document_id, citation.document_name)
+    password = passwords.get(citation.document_id, "")
+    path = library().file(citation.document_id)
+    if path is None:
+        st.caption("The document's file was not kept.")
         return
-    if st.toggle("Show the page", key=key):
-        try:
-            st.image(page_of(citation), f"{citation.document_name}, page {citation.page_label}")
-        except (InputError, OSError) as error:
-            shown_error(error)
-
-
-def in_context_of(citation: Citation) -> str:
-    """Return a quote as HTML with what stands around it; the quote alone where its document is gone."""
     try:
-        return in_context(citation, library().document(citation.document_id))
-    except InputError:
-        return f"<mark>{html.escape(citation.quote)}</mark> (the document was deleted)"
+        picture = page_of(path, document, citation, password)
+        st.image(picture, f"{name}, page {plain(citation.page_label)}")
+    except PasswordError:
+        given = st.text_input(f"Password of {name}", type="password", key=f"{key}-password")
+        if given and given != password:
+            passwords[citation.document_id] = given
+            st.rerun()
+        if given:
+            st.error(f"This is not the password of {name}.")
 
 
 @st.cache_resource(max_entries=50, show_spinner="Drawing the page …")
-def page_of(citation: Citation) -> bytes:
+def page_of(_path: Path, _document: Document, citation: Citation, password: str) -> bytes:
     """Draw the page of a citation with its quote marked, as PNG."""
-    path = library().file(citation.document_id)
-    if path is None:
-        raise InputError("The document's file was not kept.")
-    image = page_image(path, library().document(citation.document_id), citation, limits=LIMITS)
     png = io.BytesIO()
-    image.save(png, "PNG")
+    try:
+        page_image(_path, _document, citation, password=password, limits=LIMITS).save(png, "PNG")
+    except DocumentError as error:  # it knows the file by its hash
+        raise type(error)(str(error.args[0]).replace(_path.name, citation.document_name), error.hint) from None
     return png.getvalue()
+
+
+def quotes_deleted(answer: Answer) -> bool:
+    """Tell whether an answer quotes a document that is not there any more."""
+    return not {citation.document_id for citation in answer.citations} <= {info.id for info in library().infos()}
 
 
 def shown_answer(answer: Answer, turn: int) -> None:
     """Show an answer that is complete."""
     with st.chat_message("assistant"):
+        if quotes_deleted(answer):
+            st.info("A document that this answer quotes was deleted.")
+            return
         if answer.refused:
             st.info(answer.text)
             st.caption(f"Confidence {answer.confidence:.0%}. The nearest passages are below.")
             with st.expander("What was found"):
+                there = {info.id for info in library().infos()}
                 for hit in answer.hits[:3]:
-                    shown_hit(hit, answer.standalone_question)
+                    if hit.chunk.document_id in there:
+                        shown_hit(hit, answer.standalone_question)
             return
         st.html(f'<div data-testid="answer">{html.escape(answer.text)}</div>')
-        st.caption(f"Confidence {answer.confidence:.0%}, {answer.seconds:.1f} s, {answer.model}")
+        st.caption(f"Confidence {answer.confidence:.0%}, {answer.seconds:.1f} s, {plain(answer.model)}")
         for citation in answer.citations:
-            with st.expander(f"[{citation.number}] {citation.document_name}, page {citation.page_label}"):
-                shown_citation(citation, f"page-{turn}-{citation.number}")
+            name = shown_name(citation.document_id, citation.document_name)
+            with st.expander(f"[{citation.number}] {name}, page {plain(citation.page_label)}"):
+                try:
+                    shown_citation(citation, f"page-{turn}-{citation.number}")
+                except (InputError, OSError) as error:
+                    shown_error(error)
 
 
 def shown_hit(hit: Hit, question: str) -> None:
     """Show a passage with the question's words marked."""
     scores = ", ".join(f"{name} {score:.2f}" for name, score in hit.scores.items())
-    st.caption(f"{hit.chunk.document_name}, page {', '.join(map(str, hit.chunk.pages))} — {scores}")
+    name = shown_name(hit.chunk.document_id, hit.chunk.document_name)
+    st.caption(f"{name}, page {', '.join(map(str, hit.chunk.pages))} — {scores}")
     marked = highlighted_html(hit.chunk.text, matching_spans(question, hit.chunk.text))
-    st.html(f'<div style="font-size: 0.85rem">{marked}</div>')
+    st.html(f'<div style="font-size: 0.85rem; white-space: pre-line">{marked}</div>')
 
 
 def talk(chosen: list[Info], settings: dict[str, Any]) -> None:
@@ -164,11 +234,11 @@ def talk(chosen: list[Info], settings: dict[str, Any]) -> None:
             if st.button(example):
                 st.session_state["asked"] = example
                 st.rerun()
-    question = st.chat_input("Ask the documents", max_chars=MOST_CHARACTERS) or asked
+    question = st.chat_input("Ask the documents", max_chars=MOST_CHARACTERS, disabled=bool(reading().uploads)) or asked
     if not question or not question.strip():
         return
     st.chat_message("user").text(question)
-    history = [(answer.standalone_question, answer.text) for answer in turns]
+    history = [(answer.question, answer.text) for answer in turns if not quotes_deleted(answer)]
     chosen_ids = {"document_id": [info.id for info in chosen]}
     place = st.empty()
     written = ""
@@ -187,6 +257,10 @@ def talk(chosen: list[Info], settings: dict[str, Any]) -> None:
 
 def compare(chosen: list[Info], k: int) -> None:
     """Show what each way to retrieve finds, side by side."""
+    st.caption(
+        "The scores. Meaning (dense): cosine of question and passage, at most 1. Words (sparse): BM25, higher the more "
+        "of the question's rare words are there. Words and meaning: both, scaled so that an average passage has 0."
+    )
     question = st.text_input("Question", EXAMPLES[0], max_chars=MOST_CHARACTERS)
     if not question.strip():
         return
@@ -202,12 +276,22 @@ def compare(chosen: list[Info], k: int) -> None:
                 st.caption("Nothing.")
 
 
+def writer_of(name: str) -> Answerer:
+    """Load an answerer; at an address only the operator's, since the keys of this machine go there."""
+    if "://" in name and name != ANSWERER:
+        raise InputError(
+            "This page sends nothing to an address that a visitor gives.",
+            hint="whoever starts the page may name it in the environment variable QA_ANSWERER",
+        )
+    return load_answerer(name)
+
+
 def main() -> None:
     """Draw the page."""
     st.set_page_config("Ask your documents", "📄", layout="wide")
     st.title("Ask your documents")
     try:
-        chosen = sidebar()
+        chosen, place = sidebar()
     except (InputError, OSError) as error:
         shown_error(error)
         return
@@ -215,24 +299,30 @@ def main() -> None:
     mode = MODES[st.sidebar.selectbox("Find passages by", list(MODES))]
     k = st.sidebar.slider("Passages", 1, 20, 8)
     answerer = st.sidebar.text_input(
-        "Answerer", "builtin:extractive",
-        help="builtin:extractive quotes; a language model writes: ollama:llama3.2, openai:…, a hub id or a folder.",
+        "Answerer", ANSWERER,
+        help="builtin:extractive quotes; a language model writes: ollama:llama3.2, openai:…, a hub id or a folder. "
+        "A model at an address, …@http://…, is only that of QA_ANSWERER, where the page was started with it.",
     )  # fmt: skip
     if st.sidebar.button("Forget the conversation", width="stretch"):
         st.session_state.pop("turns", None)
-    if not chosen:
+    if chosen:
+        chat_tab, compare_tab = st.tabs(["Ask", "Compare retrieval"])
+        with chat_tab:
+            try:
+                writer = writer_of(answerer.strip())
+            except (InputError, OSError) as error:
+                shown_error(error)
+            else:
+                talk(chosen, {"answerer": writer, "k": k, "mode": mode})
+        with compare_tab:
+            compare(chosen, min(k, 5))
+    else:
         st.info("Add documents on the left, or take the example documents.")
-        return
-    chat_tab, compare_tab = st.tabs(["Ask", "Compare retrieval"])
-    with chat_tab:
-        try:
-            writer = load_answerer(answerer.strip())
-        except (InputError, OSError) as error:
-            shown_error(error)
-        else:
-            talk(chosen, {"answerer": writer, "k": k, "mode": mode})
-    with compare_tab:
-        compare(chosen, min(k, 5))
+    mine = reading()
+    for name, *_ in mine.uploads[:1]:  # last, so that the page is all there meanwhile
+        with place, st.spinner(f"Reading {plain(name)} …"):
+            mine.read()
+        st.rerun()
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ import uvicorn
 
 from qa_system.app import fastapi_api
 from qa_system.app.fastapi_api import Guard, ServeConfig, Turnstile, create_app
+from qa_system.generation.answer_generator import TextAnswerer
+from shared.config import run_commands
 from shared.errors import InputError
 
 LIGHT = "The lighthouse was built in 1874 by the engineer Alan Stevenson. It is 41 metres high."
@@ -113,18 +115,70 @@ def test_only_the_documents_asked_for_are_searched(client: httpx.Client) -> None
     assert asked["citations"][0]["document_id"] == light["id"]
 
 
-def test_an_answer_is_streamed_as_events(client: httpx.Client) -> None:
-    upload(client, "light.txt", LIGHT)
-    history = [{"question": "Who built the lighthouse?", "answer": "Alan Stevenson [1]"}]
-    asked = {"question": "And how high is it?", "history": history}
+def streamed(client: httpx.Client, asked: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Ask, and return the names and data of the events."""
     with client.stream("POST", "/ask/stream", json=asked) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         blocks = "".join(response.iter_text()).strip().split("\n\n")
     events = [dict(line.split(": ", 1) for line in block.splitlines()) for block in blocks]
-    assert [event["event"] for event in events] == ["hits", "token", "answer"]
-    answer = json.loads(events[-1]["data"])
+    return [(event["event"], json.loads(event["data"])) for event in events]
+
+
+def test_a_document_that_is_not_there_is_named_and_not_searched(client: httpx.Client) -> None:
+    info = upload(client, "light.txt", LIGHT).json()
+    asked = {"question": "Who built the lighthouse?", "documents": [info["id"], "abc123"]}
+    for path in ("/ask", "/ask/stream"):
+        assert error_of(client.post(path, json=asked), 404) == "NotFound: There is no document 'abc123'."
+
+
+def test_refusals_are_counted_however_they_were_asked_for(client: httpx.Client) -> None:
+    def count() -> float:
+        return float(client.get("/metrics").text.split("\nqa_refusals_total ")[1].split()[0])
+
+    before = count()
+    assert client.post("/ask", json={"question": "Anything?"}).json()["refused"]
+    assert streamed(client, {"question": "Anything?"})[-1][1]["refused"]
+    assert count() == before + 2
+
+
+def test_a_model_that_fails_is_told_of_and_never_just_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(TextAnswerer):
+        name = "openai:x"
+
+        def generate(self, messages: list[dict[str, str]]) -> Iterator[str]:
+            raise ConnectionError("refused")
+            yield ""
+
+    monkeypatch.setattr(fastapi_api, "load_answerer", lambda name: Broken())
+    for address in started(create_app(ServeConfig(folder=str(tmp_path)))):
+        with httpx.Client(base_url=address, timeout=60) as client:
+            upload(client, "light.txt", LIGHT)
+            asked = {"question": "Who built the lighthouse?"}
+            message = error_of(client.post("/ask", json=asked), 502)
+            assert message == "AnswererError: openai:x failed: ConnectionError: refused"
+            (first, _), (last, data) = streamed(client, asked)
+            assert (first, last) == ("hits", "error")
+            assert message.endswith(data["message"])
+
+            def unforeseen(*_: Any, **__: Any) -> Iterator[Any]:
+                yield {"event": "hits", "hits": []}
+                raise RuntimeError("what only the log may tell")
+
+            monkeypatch.setattr(fastapi_api, "stream_pipeline", unforeseen)
+            (first, _), (last, data) = streamed(client, asked)
+            assert (first, last) == ("hits", "error")
+            assert data["message"].startswith("Something went wrong here")
+
+
+def test_an_answer_is_streamed_as_events(client: httpx.Client) -> None:
+    upload(client, "light.txt", LIGHT)
+    history = [{"question": "Who built the lighthouse?", "answer": "Alan Stevenson [1]"}]
+    asked = {"question": "And how high is it?", "history": history}
+    names, values = zip(*streamed(client, asked), strict=True)
+    assert names == ("hits", "token", "answer")
+    answer = values[-1]
     assert answer["standalone_question"].startswith("Who built the lighthouse?")
-    assert answer["text"] == json.loads(events[1]["data"])["text"]
+    assert answer["text"] == values[1]["text"]
     assert "41 metres" in answer["text"]
     assert "The question is empty" in error_of(client.post("/ask/stream", json={"question": " "}), 422)
 
@@ -208,7 +262,11 @@ def test_bombs_long_documents_and_wrong_passwords_are_refused(client: httpx.Clie
     writer.write(locked)
     assert "PasswordError" in error_of(upload(client, "locked.pdf", locked.getvalue()), 422)
     assert "PasswordError" in error_of(upload(client, "locked.pdf", locked.getvalue(), password="guess"), 422)
-    assert upload(client, "locked.pdf", locked.getvalue(), password="secret").status_code == 201
+    info = upload(client, "locked.pdf", locked.getvalue(), password="secret").json()
+    place = f"/documents/{info['id']}/image?start=0&end=5"
+    assert error_of(client.get(place), 422) == "PasswordError: locked.pdf needs a password."
+    assert "--" not in client.get(place).json()["error"]["hint"]
+    assert client.get(f"{place}&password=secret").status_code == 200
 
 
 def test_uploads_over_the_limit_are_stopped_whether_they_say_so_or_not(client: httpx.Client) -> None:
@@ -255,7 +313,7 @@ def test_what_is_not_there_and_what_is_no_json_is_answered_as_json(client: httpx
     assert "NotFound" in error_of(client.get("/nothing"), 404)
     assert "MethodNotAllowed" in error_of(client.put("/ask"), 405)
     broken = client.post("/ask", content=b"{", headers={"Content-Type": "application/json"})
-    assert "InvalidRequest" in error_of(broken, 422)
+    assert "InvalidRequest: The body is no JSON: Expecting property name" in error_of(broken, 422)
 
 
 def test_health_and_metrics_answer_and_no_client_makes_up_labels(client: httpx.Client) -> None:
@@ -294,14 +352,27 @@ def test_many_clients_get_answers_and_deleted_documents_are_never_cited(client: 
 # --- Keys, rates, queues ----------------------------------------------------------------------------------------------
 
 
-def test_with_a_key_only_health_and_metrics_are_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_a_key_only_health_metrics_and_docs_are_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QA_API_KEY", "s3cret")
     for address in started(create_app(ServeConfig(folder=str(tmp_path)))):
         with httpx.Client(base_url=address) as client:
             assert client.get("/healthz").status_code == client.get("/metrics").status_code == 200
+            assert client.get("/docs").status_code == 200
+            schema = client.get("/openapi.json").json()
+            assert schema["components"]["securitySchemes"]["APIKeyHeader"]["name"] == "X-API-Key"
+            secured = {
+                path for path, ways in schema["paths"].items() if any("security" in way for way in ways.values())
+            }
+            assert secured == set(schema["paths"]) - {"/healthz", "/metrics"}
             assert "Unauthorized" in error_of(client.get("/documents"), 401)
             assert "Unauthorized" in error_of(client.get("/documents", headers={"X-API-Key": "s3cre"}), 401)
             assert client.get("/documents", headers={"X-API-Key": "s3cret"}).json() == []
+
+
+def test_the_help_says_how_to_set_a_key(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_commands({"serve": fastapi_api.serve}, module=fastapi_api.MODULE, argv=["serve", "--help"])
+    assert "QA_API_KEY" in capsys.readouterr().out
 
 
 def test_a_client_that_asks_too_often_waits(tmp_path: Path) -> None:
