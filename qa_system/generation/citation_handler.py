@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from qa_system.document_processor.pdf_reader import Document, Limits, page_picture
 from qa_system.document_processor.text_splitter import Chunk, sentences
 from qa_system.retrieval.dense_retrieval import MissingDocumentError, reads
-from qa_system.retrieval.sparse_retrieval import Hit, tokenize
+from qa_system.retrieval.sparse_retrieval import STOP_CHARACTERS, Hit, tokenize
 
 if TYPE_CHECKING:
     from langchain_core.embeddings import Embeddings
@@ -46,9 +46,8 @@ MARKS = re.compile(rf"\s*{MARK.pattern}")  # with the blanks before
 BEGUN = re.compile(r"\s*(?:[\[【][\d\s^,，、;；–-]{0,30})?$")  # what may yet become a mark, with the blanks before it
 QUOTED = re.compile(r"[\"“”«»「『]([^\"“”«»「」『』]{8,})[\"“”«»」』]")
 WORD = re.compile(r"[\u3400-\u9fff]|[^\W\d_]+|\d+")
-HOLLOW = frozenset(
-    "的了吗呢么什怎谁哪几多少是在有要会能可以请问我你您他她它这那个一不也都和与或及被把从到对为"
-)  # of questions
+# Of questions
+HOLLOW = STOP_CHARACTERS | frozenset("什怎谁哪几多少有要会能可以请问我你您他她它这那个一不也都或及被把从到对为")
 ENDED = re.compile(r"[.!?…。！？；;:：][\"'”’)\]）」』]*$")
 NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
 ALIKE = str.maketrans({**dict.fromkeys("“”„«»", '"'), **dict.fromkeys("‘’‚`´", "'"), **dict.fromkeys("‐‑‒–—−", "-")})
