@@ -472,8 +472,13 @@ def test_ask_prints_the_answer_and_saves_the_run_and_chat_follows_up(
     assert "may have 2,000 characters" in talked.stdout
     assert talked.returncode == 0, talked.stderr
     assert "41 metres" in talked.stdout
-    for wrong in (["--question", ""], ["--k", "0"], ["--threshold", "2"], ["--documents", "broken.pdf"]):
-        failed = command("ask", "--documents", "light.txt", *wrong, "--run", "two")
-        assert failed.returncode == 2
-        assert "Traceback" not in failed.stderr
+    failed = command("ask", "--documents", "broken.pdf", "--run", "two")
+    assert failed.returncode == 2
+    assert failed.stderr.splitlines()[-2].startswith("error: broken.pdf is no PDF")
     assert not Path("outputs/qa_system/two").exists()
+
+
+@pytest.mark.parametrize("wrong", [{"question": " "}, {"k": 0}, {"threshold": 2}, {"answerer": "builtin:magic"}])
+def test_wrong_settings_are_told_before_a_document_is_read(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        answer_generator.ask(answer_generator.AskConfig(documents=["nowhere.pdf"], **wrong))
