@@ -303,7 +303,8 @@ class LocalAnswerer(TextAnswerer):
         from transformers import TextIteratorStreamer
 
         # What a document says is text, though it be spelled like the marks of the model's own turns
-        special = re.compile("|".join(map(re.escape, self.tokenizer.get_added_vocab())) or r"(?!)")
+        marks = [re.escape(str(token)) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        special = re.compile("|".join(marks) or r"(?!)")
         messages = [{**m, "content": special.sub(lambda mark: " ".join(mark[0]), m["content"])} for m in messages]
         if getattr(self.tokenizer, "chat_template", None):
             text = self._templated(messages)
