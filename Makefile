@@ -6,12 +6,13 @@
 PYTHON ?= python3
 override PYTHON := $(or $(PYTHON),python3)
 # What .venv gets: a project with an extra of its own adds the extra's name here when it arrives.
-EXTRAS ?= dev,track,sentiment,qa
+EXTRAS ?= dev,track,sentiment,qa,optimization
 VENV_PYTHON := .venv/bin/python
+BUNDLE := outputs/model_optimization/bundles/dynamic-int8
 STAMP := .venv/.installed-$(EXTRAS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve-sentiment serve-qa test setup lint constraints clean broken
+.PHONY: help demo serve-sentiment serve-qa serve-optimization test setup lint constraints clean broken
 
 help: ## Show this list
 	@sed -n 's/^\([a-z%-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | sed 's/%/<short>/' | awk -F'|' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -20,6 +21,7 @@ demo: $(STAMP) ## Run every project on its embedded default, then show the figur
 	$(VENV_PYTHON) -m transformer_from_scratch.train_simple_lm train
 	$(VENV_PYTHON) -m bert_sentiment_analysis.models.trainer train
 	$(VENV_PYTHON) -m qa_system.evaluation.answer_quality evaluate
+	$(VENV_PYTHON) -m model_optimization
 	$(VENV_PYTHON) -m shared.results
 	@echo "Next: source .venv/bin/activate, and the commands of the projects' READMEs."
 
@@ -28,6 +30,10 @@ serve-sentiment: $(STAMP) ## Open the sentiment demo in a browser (ARGS='--serve
 
 serve-qa: $(STAMP) ## Open the question-answering demo in a browser (ARGS='--server.port 8502')
 	$(VENV_PYTHON) -m streamlit run qa_system/app/streamlit_ui.py --server.address localhost --browser.gatherUsageStats false --client.toolbarMode minimal $(ARGS)
+
+serve-optimization: $(STAMP) ## Serve a compressed classifier, /docs in a browser (ARGS='--port 8001')
+	@test -f $(BUNDLE)/bundle.json || $(VENV_PYTHON) -m model_optimization.quantization.dynamic_quantization quantize
+	$(VENV_PYTHON) -m model_optimization.deployment.fastapi_server serve --bundle $(BUNDLE) $(ARGS)
 
 test: $(STAMP) ## Run all tests (ARGS='-m "not slow"' for the quick ones)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n auto --dist loadfile $(ARGS)

@@ -1,0 +1,1 @@
+"""From a trained model to a watched service: quantize, prune, distill, export, serve, monitor."""

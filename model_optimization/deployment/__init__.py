@@ -1,0 +1,1 @@
+"""ONNX, the service, and its container."""

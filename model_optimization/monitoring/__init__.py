@@ -1,0 +1,1 @@
+"""Speed under load, and drift of live traffic."""

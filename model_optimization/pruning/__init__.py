@@ -1,0 +1,1 @@
+"""Leaving weights out: single ones, and whole heads, neurons and vocabulary."""
