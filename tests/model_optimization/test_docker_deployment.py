@@ -223,7 +223,10 @@ def test_only_a_folder_of_our_own_is_replaced(tiny_bundle: Path, tmp_path: Path,
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_wrong_input_is_one_line_and_a_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_input_is_one_line_and_a_status(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.config.setup_logging", lambda package: None)  # it would outlive this test
     commands: dict[str, Callable[[Any], None]] = {"write": write, "verify": verify, "build": build, "run": run}
     for arguments, status, message in (
         (["write", "--bundle", str(tmp_path)], 1, "is no bundle"),

@@ -1102,8 +1102,10 @@ def test_several_workers_count_together_reload_together_and_one_that_dies_is_rep
 
 
 def test_what_can_not_be_served_is_one_line_and_a_status(
-    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    models: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("shared.config.setup_logging", lambda package: None)  # it would outlive this test
+
     def failed(*flags: str) -> tuple[int, str]:
         with pytest.raises(SystemExit) as ended:
             run_commands({"serve": fastapi_server.serve}, module=fastapi_server.MODULE, argv=["serve", *flags])
