@@ -537,7 +537,7 @@ class DriftMonitor:
             "classifier": lambda: classifier_test(self.embeddings, embeddings, **permuted),
         }
         findings = [tests[name]() for name in how.tests]
-        p_value = float(holm([finding.p_value for finding in findings if finding.p_value]).min())
+        p_value = float(holm([finding.p_value or 1 for finding in findings]).min())
         index = max(population_stability_index(a, b)
                     for a, b in zip(self.probabilities.T, probabilities.T, strict=True))  # fmt: skip
         shares = np.bincount(probabilities.argmax(1), minlength=len(how.label_names)) / len(probabilities)
@@ -560,7 +560,7 @@ class DriftMonitor:
         drifts = sum(one.drift for one in results)
         interval = binomtest(drifts, len(windows)).proportion_ci(0.95, method="exact")
         by_test = {
-            test: float(np.mean([one.findings[i].p_value <= self.settings.level for one in results]))
+            test: float(np.mean([(one.findings[i].p_value or 1) <= self.settings.level for one in results]))
             for i, test in enumerate(self.settings.tests)
         }
         return AlarmRate(len(windows), drifts / len(windows), float(interval.low), float(interval.high),
@@ -571,7 +571,8 @@ class DriftMonitor:
     def observe(self, probabilities: Floats, embeddings: Floats) -> None:
         """Take in the outputs of live texts, and test each window that gets full.
 
-        Testing takes a few tenths of a second, in the caller's thread: call it from one that no client waits for.
+        Testing takes a few tenths of a second and 100 MB with a reference of 1,000, in the caller's thread: call it
+        from one that no client waits for.
 
         Args:
             probabilities: (M, K), M ≥ 0.
@@ -816,14 +817,16 @@ def _plot_p_values(results: Sequence[WindowResult], settings: MonitorSettings, p
     from shared.plots import drawing
 
     numbers = [result.number for result in results]
+    floor = min(1e-4, settings.alert_level / 5)  # what is smaller is drawn there
     with drawing(path, 8, 4.2) as figure:
         axes = figure.add_subplot()
         for i, test in enumerate(settings.tests):
-            axes.plot(numbers, [result.findings[i].p_value for result in results], ".", alpha=0.5, label=test)
-        axes.plot(numbers, [result.p_value for result in results], "k-", marker="o", ms=4, label="all, corrected")
+            axes.plot(numbers, [max(result.findings[i].p_value or 0, floor) for result in results], ".", label=test)
+        together = [max(result.p_value, floor) for result in results]
+        axes.plot(numbers, together, "k-", marker="o", ms=4, alpha=0.6, label="all, corrected")
         axes.axhline(settings.level, color="tab:orange", ls="--", label=f"drift, {settings.level:g}")
         axes.axhline(settings.alert_level, color="tab:red", ls="--", label=f"alert, {settings.alert_level:g}")
-        axes.set(yscale="log", xlabel="window", ylabel="p-value", ylim=(min(1e-4, settings.alert_level / 5), 1.5))
+        axes.set(yscale="log", xlabel="window", ylabel="p-value", ylim=(floor * 0.7, 1.5))
         axes.legend(ncols=2, fontsize="small")
         axes.grid(alpha=0.3)
 
