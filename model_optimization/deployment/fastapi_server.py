@@ -59,6 +59,7 @@ from model_optimization.deployment.onnx_conversion import (
     PARITY,
     OnnxClassifier,
     Prediction,
+    Vectors,
     prediction,
     read_card,
     softmax,
@@ -97,8 +98,9 @@ class ServeConfig:
     """Largest batch, in tokens: texts × the longest of them, padding with it, >= 1. A longer text is computed alone."""
     allow_batch_effects: bool = False
     """Batch even a model whose answers then depend on the other texts, as those of dynamic INT8 do."""
-    max_wait_ms: float = 3
-    """Longest wait of a text for others to be computed with while the service is busy, in [0, 1000]."""
+    max_wait_ms: float = 0
+    """Longest wait of a text for others to be computed with, in [0, 1000]. On a CPU nothing is gained by it: while lanes
+    are busy texts gather anyway, and those that come to a free one lose the wait. On a GPU a few are worth it."""
     queue_texts: int = 512
     """Most texts that wait; more are refused with 429. At least max_texts."""
     queue_seconds: float = 1
@@ -404,8 +406,7 @@ class Batcher:
                     return batch
             await self._enough()
             window = self._window()
-            budget = self.config.max_batch_tokens if window[0].ticket.model.batches else 1
-            batches = pack([len(text.ids) for text in window], budget, self.OVERHEAD)
+            batches = pack([len(text.ids) for text in window], self.config.max_batch_tokens, self.OVERHEAD)
             self._packed.extend([window[i] for i in batch] for batch in batches)
 
     async def _enough(self) -> None:
@@ -419,10 +420,9 @@ class Batcher:
         while True:
             self._arrived.clear()
             if self._queue:
-                oldest = self._queue[0].ticket
-                full = self.waiting_tokens >= self.config.max_batch_tokens or not oldest.model.batches
-                wait = oldest.arrived + self.config.max_wait_ms / 1000 - time.monotonic()
-                if full or len(self._queue) >= self._expected or wait <= 0:
+                enough = len(self._queue) >= self._expected or self.waiting_tokens >= self.config.max_batch_tokens
+                wait = self._queue[0].ticket.arrived + self.config.max_wait_ms / 1000 - time.monotonic()
+                if enough or wait <= 0:
                     return
                 alarm = loop.call_later(wait, self._arrived.set)
                 await self._arrived.wait()
@@ -512,9 +512,9 @@ class ServedModel(OnnxClassifier):
         config: ``threads``, ``max_batch_tokens`` and ``allow_batch_effects``.
 
     Attributes:
-        batches: Whether texts may share a batch. A dynamic INT8 model takes the range of a whole batch for its scale,
-            so what it makes of a text depends on the others: up to two texts of a hundred get another label. Unless
-            that is allowed, such a model computes each text alone, which on a CPU costs a fifth of its throughput.
+        separable: Whether what it makes of a text is the same in any company. Dynamic INT8 takes the range of a whole
+            batch for its scale, and up to two texts of a hundred get another label with other texts beside them. Such a
+            model computes the texts of a batch one after the other, at about a quarter less throughput.
         seconds_per_token: As measured on a full batch.
 
     Raises:
@@ -528,13 +528,22 @@ class ServedModel(OnnxClassifier):
         longest = min(self.encoder.max_length, config.max_batch_tokens)
         lengths = np.linspace(min(4, longest), min(48, longest), 6).astype(int)
         ids = [rng.integers(self.encoder.vocabulary, size=length).tolist() for length in lengths]
-        alone = np.concatenate([self.run([one])[0] for one in ids])
-        self.batches = config.allow_batch_effects or bool(np.abs(alone - self.run(ids)[0]).max() < PARITY)
+        self.separable = False
+        alone = self.run(ids)[0]
+        self.separable = True
+        self.separable = config.allow_batch_effects or bool(np.abs(alone - self.run(ids)[0]).max() < PARITY)
         full = [[1] * longest] * (config.max_batch_tokens // longest)
         infer(self, full)  # the first is slow: it takes memory
         started = time.monotonic()
         infer(self, full)
         self.seconds_per_token = (time.monotonic() - started) / (longest * len(full))
+
+    def run(self, ids: Sequence[Sequence[int]]) -> tuple[Vectors, Vectors]:
+        """Compute one batch, or one text after the other where that is not the same."""
+        if self.separable or len(ids) == 1:
+            return super().run(ids)
+        outputs = [super(ServedModel, self).run([one]) for one in ids]
+        return np.concatenate([logits for logits, _ in outputs]), np.concatenate([vector for _, vector in outputs])
 
 
 class Watcher:
@@ -626,9 +635,9 @@ class Metrics:
             MultiProcessCollector(registry)
         return generate_latest(registry)
 
-    def batch(self, lengths: list[int], seconds: float) -> None:
-        """Count a batch."""
-        padded = len(lengths) * max(lengths)
+    def batch(self, lengths: list[int], seconds: float, alone: bool) -> None:
+        """Count a batch, of texts that are computed together or each alone."""
+        padded = sum(lengths) if alone else len(lengths) * max(lengths)
         self.batch_texts.observe(len(lengths))
         self.batch_tokens.observe(padded)
         self.padding.observe(1 - sum(lengths) / padded)
@@ -843,7 +852,7 @@ class Service:
         self.model = model
         if not self.batcher.seconds_per_token:
             self.batcher.measured(1, model.seconds_per_token)  # a guess, which the first real batches outweigh
-        if not model.batches:
+        if not model.separable:
             logger.warning("%s answers otherwise in other company: each text is computed alone", model.name)
 
     def _catch_signals(self) -> list[int]:
@@ -954,7 +963,8 @@ class Service:
             raise Refusal(504, "timeout", text, "try again later", 1)
 
     def _on_batch(self, lengths: list[int], seconds: float, outputs: Arrays) -> None:
-        self.metrics.batch(lengths, seconds)
+        assert self.model
+        self.metrics.batch(lengths, seconds, not self.model.separable)
         if self.watcher:
             self.watcher.offer(outputs)
 

@@ -62,7 +62,6 @@ class Fake:
     label_names = ["no", "yes"]
     name = "fake"
     encoder = SimpleNamespace(max_length=100)
-    batches = True
 
     def __init__(self) -> None:
         self.seen: list[list[int]] = []
@@ -186,18 +185,6 @@ def test_no_batch_is_larger_than_the_budget_and_like_lengths_go_together() -> No
         assert model.seen == [[1], [30, 30, 30], [4, 4, 4], [120]]  # a text above the budget goes alone
 
     batching(scenario, max_batch_tokens=100)
-
-
-def test_a_model_whose_answers_depend_on_company_computes_each_text_alone() -> None:
-    async def scenario(batcher: Batcher) -> None:
-        model = Fake()
-        model.batches = False
-        ticket = submit(batcher, model, 5, 5, 7)
-        await ticket.done
-        assert model.seen == [[5], [5], [7]]
-        assert [found.tokens for found in ticket.found] == [5, 5, 7]
-
-    batching(scenario)
 
 
 def test_a_full_budget_does_not_wait_for_the_deadline() -> None:
@@ -509,8 +496,8 @@ def test_many_clients_at_once_get_what_the_model_says_by_itself(client: httpx.Cl
 
 
 def test_whether_company_changes_answers_is_found_out_and_then_nobody_has_any(models: Path) -> None:
-    assert ServedModel(models / "served", ServeConfig()).batches
-    assert ServedModel(models / "dynamic", ServeConfig(allow_batch_effects=True)).batches
+    assert ServedModel(models / "served", ServeConfig()).separable
+    assert ServedModel(models / "dynamic", ServeConfig(allow_batch_effects=True)).separable
     texts = sentences(40, seed=1)
     expected = OnnxClassifier(models / "dynamic").predict(texts, batch_size=1)
     with serving(create_app(ServeConfig(bundle=str(models / "dynamic"), parallel=1))) as client:
@@ -522,7 +509,8 @@ def test_whether_company_changes_answers_is_found_out_and_then_nobody_has_any(mo
         assert [answer["predictions"][0]["probabilities"] for answer in answers] == [
             one.probabilities for one in expected
         ] * 2
-        assert values(client)["classifier_batch_texts_sum"] == values(client)["classifier_batch_texts_count"] == 80
+        assert values(client)["classifier_batch_texts_sum"] == 80
+        assert values(client)["classifier_batch_padding_share_sum"] == 0
 
 
 def test_an_answer_names_the_model_and_the_request(client: httpx.Client, models: Path) -> None:
