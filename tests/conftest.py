@@ -1,4 +1,4 @@
-"""A page of Streamlit in a real browser, as a user has it; a test module names the page in ``PAGE``."""
+"""Hypothesis' settings; and a page of Streamlit in a real browser, which a test module names in ``PAGE``."""
 
 import os
 import shutil
@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("project", deadline=None, derandomize=True)  # machines are noisy, and CI's must not roll dice
+settings.load_profile("project")
 
 ROOT = Path(__file__).parents[1]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -305,6 +308,9 @@ def _trained(name: str) -> Path:
     digest = hashlib.sha256(f"{name} {asdict(recipe)} {DOMAINS[SUBJECTS[name]]}".encode()).hexdigest()[:12]
     folder = CACHE / f"{name}-{digest}"
     if not (folder / "config.json").exists():
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise InputError(f"builtin:{name} is not trained yet, which one process does.",
+                             hint=f"first: python -m {MODULE} evaluate --model builtin:{name}")  # fmt: skip
         logger.info("builtin:%s is trained first, once", name)
         data = load_data(f"builtin:{SUBJECTS[name]}")
         subject = fine_tune(data, recipe)
@@ -452,9 +458,8 @@ def train(
             return iter(self.batches[: self.length])
 
     loader: Any = DataLoader(range(len(rows)), batch_sampler=Schedule(), collate_fn=collate)
-    learning = [
-        weight for module in filter(None, (model, also)) for weight in module.parameters() if weight.requires_grad
-    ]
+    modules = {"model": model} | ({"also": also} if also is not None else {})
+    learning = [weight for module in modules.values() for weight in module.parameters() if weight.requires_grad]
     matrices, others = [w for w in learning if w.ndim > 1], [w for w in learning if w.ndim <= 1]
     optimizer: Any = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
@@ -463,7 +468,7 @@ def train(
     )
     trained, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     total = len(loader)
-    done = _load_checkpoint(folder, model, optimizer) if folder else 0
+    done = _load_checkpoint(folder, modules, optimizer) if folder else 0
     trained.eval()  # no dropout: small models need it little, and each step is the same wherever a run was cut
     saved = time.monotonic()
     with StopRequest() as stop, progress_bar(disable=not accelerator.is_main_process) as bar:
@@ -475,6 +480,8 @@ def train(
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 loss, figures = loss_function(trained, batch)
             accelerator.backward(loss)
+            for weight in also.parameters() if also is not None else ():
+                weight.grad = accelerator.reduce(weight.grad, "mean")  # the model's are averaged by its wrapper
             accelerator.clip_grad_norm_(trained.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -487,7 +494,7 @@ def train(
                 tracker.log(step + 1, loss=value, learning_rate=rate, **figures)
             bar.update(task, completed=step + 1, figures=f"loss {value:.3f}")
             if folder and accelerator.is_main_process and (stop.requested or time.monotonic() - saved > 60):
-                _save_checkpoint(folder, model, optimizer, step + 1)
+                _save_checkpoint(folder, modules, optimizer, step + 1)
                 saved = time.monotonic()
             if stop.requested and step + 1 < total:
                 again = "; the same command with --resume true goes on" if folder else ""
@@ -511,8 +518,8 @@ def _share_of_rate(step: int, total: int, warmup: float) -> float:
     return (step + 1) / rising if step < rising else (total - step) / max(1, total - rising)
 
 
-def _save_checkpoint(folder: Path, model: Any, optimizer: Any, step: int) -> None:
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+def _save_checkpoint(folder: Path, modules: dict[str, Any], optimizer: Any, step: int) -> None:
+    tensors = {f"{which}.{name}": tensor for which, one in modules.items() for name, tensor in one.state_dict().items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
     save_checkpoint(
@@ -520,13 +527,14 @@ def _save_checkpoint(folder: Path, model: Any, optimizer: Any, step: int) -> Non
     )
 
 
-def _load_checkpoint(folder: Path, model: Any, optimizer: Any) -> int:
+def _load_checkpoint(folder: Path, modules: dict[str, Any], optimizer: Any) -> int:
     """Go on from a checkpoint; returns the steps done, 0 where there is none."""
     if not (folder / CHECKPOINT).exists():
         return 0
     tensors, state = read_checkpoint(folder / CHECKPOINT)
     try:
-        model.load_state_dict(select(tensors, "model."))
+        for which, module in modules.items():
+            module.load_state_dict(select(tensors, f"{which}."))
     except RuntimeError:
         raise InputError(f"{folder / CHECKPOINT} is of another model.", hint="another --run") from None
     moments: dict[int, dict[str, Any]] = {}
@@ -637,19 +645,65 @@ class EvaluateConfig(DataConfig):
     """The classifier: builtin:minilm-stays, a folder or a hub id."""
 
 
+@dataclass(frozen=True)
+class Learning:
+    """A run that learns, in one process or several.
+
+    Attributes:
+        folder: Of the run, the same for every process.
+        run: None in all processes but the first, which alone measures and writes.
+        tracker: Where the figures go; None like ``run``.
+    """
+
+    folder: Path
+    run: Run | None
+    tracker: Tracker | None
+
+    def finish(
+        self, save: Callable[[Path], object] | None, *, model: str, data: str, seed: int, metrics: dict[str, Any]
+    ) -> None:
+        """Save what was learned in ``model``, unless it is kept elsewhere; write the results, and print them."""
+        assert self.run
+        if save:
+            save(self.folder / "model")
+        (self.folder / CHECKPOINT).unlink(missing_ok=True)
+        self.run.finish(model=model, data=data, seed=seed, metrics=metrics)
+        sys.stdout.write("".join(f"{name} {value:,.4g}\n" for name, value in metrics.items()))
+        if save:
+            sys.stdout.write(f"{self.folder / 'model'}\n")
+
+
+@contextmanager
+def learning(module: str, command: str, config: LearnConfig) -> Iterator[Learning]:
+    """Open the run of a command that learns; ``accelerate launch -m`` starts the command in several processes."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    # The others wait while the first measures, longer than the ten minutes that are usual
+    state = PartialState(cpu=pick_device(config.device).type == "cpu", timeout=timedelta(days=1))
+    first = state.is_main_process
+    run = Run(PROJECT, module, command, config, name=config.run, resume=config.resume) if first else None
+    [folder] = broadcast_object_list([run.folder if run else None])
+    going_on = 10**9 if config.resume else -1
+    tracker = Tracker(folder, config.tracking, config=asdict(config), resume_step=going_on) if first else None
+    try:
+        yield Learning(folder, run, tracker)
+    finally:
+        if tracker:
+            tracker.close()
+    state.wait_for_everyone()  # a process that leaves early takes those with it that still write results
+
+
 def train_command(config: TrainConfig) -> None:
     """Train, and report the figures of validation and test."""
     data = config.load()
-    run = Run(PROJECT, MODULE, "train", config, name=config.run, resume=config.resume)
-    tracker = Tracker(run.folder, config.tracking, config=asdict(config), resume_step=10**9 if config.resume else -1)
-    subject = fine_tune(data, config.recipe(), config.model, config.max_length, folder=run.folder, tracker=tracker)
-    tracker.close()
-    subject.save(run.folder / "model")
-    (run.folder / CHECKPOINT).unlink(missing_ok=True)
-    metrics = {f"{split}_accuracy": accuracy(subject, data, split) for split in ("validation", "test")}
-    run.finish(model=subject.name, data=data.name, seed=config.seed, metrics=metrics)
-    sys.stdout.write("".join(f"{name} {value:.4f}\n" for name, value in metrics.items()))
-    sys.stdout.write(f"{run.folder / 'model'}\n")
+    with learning(MODULE, "train", config) as its:
+        subject = fine_tune(
+            data, config.recipe(), config.model, config.max_length, folder=its.folder, tracker=its.tracker
+        )
+        if its.run:
+            metrics = {f"{split}_accuracy": accuracy(subject, data, split) for split in ("validation", "test")}
+            its.finish(subject.save, model=subject.name, data=data.name, seed=config.seed, metrics=metrics)
 
 
 def evaluate_command(config: EvaluateConfig) -> None:

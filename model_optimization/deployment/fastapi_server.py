@@ -99,8 +99,8 @@ class ServeConfig:
     allow_batch_effects: bool = False
     """Batch even a model whose answers then depend on the other texts, as those of dynamic INT8 do."""
     max_wait_ms: float = 0
-    """Longest wait of a text for others to be computed with, in [0, 1000]. On a CPU nothing is gained by it: while lanes
-    are busy texts gather anyway, and those that come to a free one lose the wait. On a GPU a few are worth it."""
+    """Longest wait of a text for others to be computed with, in [0, 1000]. On a CPU nothing is gained by it: while
+    lanes are busy texts gather anyway, and those that come to a free one lose the wait. On a GPU a few are worth it."""
     queue_texts: int = 512
     """Most texts that wait; more are refused with 429. At least max_texts."""
     queue_seconds: float = 1
@@ -121,6 +121,10 @@ class ServeConfig:
     """The folder under which /reload may read bundles; by default the one that holds ``bundle``."""
     drift: str = ""
     """Watch live traffic with the monitor in this folder, as monitoring.drift_detection saved it; shown at /drift."""
+    drift_share: float = 0.2
+    """Most of one core's time that the monitor's tests may take, in (0, 1]; beyond, texts pass unseen."""
+    webhook: str = ""
+    """Where the monitor posts its alerts as JSON; http or https."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -136,6 +140,9 @@ class ServeConfig:
         check_range("queue_texts", self.queue_texts, self.max_texts)
         check_range("max_bytes", self.max_bytes, 1024)
         check_range("drain_seconds", self.drain_seconds, 0, 600)
+        check_range("drift_share", self.drift_share, 0, 1, open_low=True)
+        if self.webhook and not self.drift:
+            raise InputError("webhook needs a monitor, whose alerts it is for.", hint="--drift FOLDER")
 
     @property
     def grace(self) -> float:
@@ -144,7 +151,13 @@ class ServeConfig:
 
 
 class Observer(Protocol):
-    """Sees what the model makes of live texts, such as a drift monitor; may have ``register(registry)`` for metrics."""
+    """Sees what the model makes of live texts, such as a drift monitor; may have ``register(registry)`` for metrics.
+
+    Attributes:
+        model: The version of the only model it wants to see; empty is any.
+    """
+
+    model: str
 
     def observe(self, probabilities: NDArray[Any], embeddings: NDArray[Any]) -> None:
         """Take in a batch: (N, labels) and (N, C). Called from one thread, which no client waits for."""
@@ -302,7 +315,7 @@ class Batcher:
 
     Args:
         config: ``parallel``, ``max_batch_tokens``, ``max_wait_ms``, ``queue_texts`` and ``queue_seconds``.
-        on_batch: Is told of each batch: tokens of its texts, seconds, probabilities and embeddings.
+        on_batch: Is told of each batch: model, tokens of its texts, seconds, probabilities and embeddings.
 
     Attributes:
         waiting_texts: Accepted, and in no batch yet.
@@ -314,7 +327,7 @@ class Batcher:
     LOOKAHEAD = 4  # largest batches' worth of tokens that are ordered by length together
     MEMORY = 0.95  # of the measured rate, from one batch to the next
 
-    def __init__(self, config: ServeConfig, on_batch: Callable[[list[int], float, Arrays], None]) -> None:
+    def __init__(self, config: ServeConfig, on_batch: Callable[[ServedModel, list[int], float, Arrays], None]) -> None:
         self.config, self.on_batch = config, on_batch
         self.waiting_texts = self.waiting_tokens = 0
         self._queue: list[Text] = []  # oldest first
@@ -448,11 +461,9 @@ class Batcher:
         for ticket in tickets:
             ticket.started = min(ticket.started, started)
             ticket.batch = max(ticket.batch, len(batch))
-        ids = [text.ids for text in batch]
+        model, ids = batch[0].ticket.model, [text.ids for text in batch]
         try:
-            found, outputs = await asyncio.get_running_loop().run_in_executor(
-                self._lanes, infer, batch[0].ticket.model, ids
-            )
+            found, outputs = await asyncio.get_running_loop().run_in_executor(self._lanes, infer, model, ids)
         except Exception as error:
             logger.exception("a batch of %d texts failed", len(batch))
             for ticket in tickets:
@@ -471,7 +482,7 @@ class Batcher:
                 if not ticket.left and not ticket.done.done():
                     ticket.finished = now
                     ticket.done.set_result(None)
-            self.on_batch([len(row) for row in ids], now - started, outputs)
+            self.on_batch(model, [len(row) for row in ids], now - started, outputs)
         finally:
             self._free.release()
 
@@ -852,6 +863,10 @@ class Service:
         self.model = model
         if not self.batcher.seconds_per_token:
             self.batcher.measured(1, model.seconds_per_token)  # a guess, which the first real batches outweigh
+        if self.observer and not self.watches(model):
+            logger.warning(
+                "the monitor was made for model %s, so %s is not watched", self.observer.model, model.version
+            )
         if not model.separable:
             logger.warning("%s answers otherwise in other company: each text is computed alone", model.name)
 
@@ -962,11 +977,14 @@ class Service:
             text = f"There was no answer within {self.config.timeout:g} seconds."
             raise Refusal(504, "timeout", text, "try again later", 1)
 
-    def _on_batch(self, lengths: list[int], seconds: float, outputs: Arrays) -> None:
-        assert self.model
-        self.metrics.batch(lengths, seconds, not self.model.separable)
-        if self.watcher:
+    def _on_batch(self, model: ServedModel, lengths: list[int], seconds: float, outputs: Arrays) -> None:
+        self.metrics.batch(lengths, seconds, not model.separable)
+        if self.watcher and self.watches(model):
             self.watcher.offer(outputs)
+
+    def watches(self, model: ServedModel) -> bool:
+        """Tell whether the observer is there for this model: another one's outputs would look like drift."""
+        return bool(self.observer) and self.observer.model in ("", model.version)
 
     def place(self, bundle: str) -> Path:
         """Return the folder of a bundle that ``/reload`` was asked for.
@@ -1061,7 +1079,7 @@ def create_app(
     if observer is None and config.drift:
         from model_optimization.monitoring.drift_detection import DriftMonitor
 
-        observer = DriftMonitor.load(config.drift)
+        observer = DriftMonitor.load(config.drift, webhook=config.webhook, busy_share=config.drift_share)
     service = Service(config, observer, news)
     app = FastAPI(title="Text classification", version="1", description=(__doc__ or "").replace("    ", ""),
                   lifespan=service.lifespan, redoc_url=None)  # fmt: skip
@@ -1111,7 +1129,7 @@ def create_app(
         report = getattr(observer, "report", None)
         if report is None:
             raise Refusal(404, "invalid", "Live traffic is not watched.", "start the server with --drift FOLDER")
-        return report()
+        return {"watching": bool(service.model and service.watches(service.model)), **report()}
 
     @app.get("/healthz", tags=["probes"])
     async def healthz() -> dict[str, str]:

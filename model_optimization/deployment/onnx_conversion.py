@@ -1,7 +1,7 @@
 """From PyTorch to a bundle: one folder with all that serving needs, and nothing of PyTorch.
 
-    python -m model_optimization.deployment.onnx_conversion convert --model builtin:minilm-stays --bundle outputs/stays
-    python -m model_optimization.deployment.onnx_conversion predict --bundle outputs/stays --text "The bed was cold."
+    python -m model_optimization.deployment.onnx_conversion convert --model builtin:minilm-stays --bundle my-bundle
+    python -m model_optimization.deployment.onnx_conversion predict --bundle my-bundle --text "The bed was cold."
 
 A bundle is ``model.onnx`` (two inputs: ``input_ids`` and ``attention_mask``, (B, T) int64; two outputs: ``logits``
 (B, number of labels) and ``sentence_embedding`` (B, C), the mean of the last hidden states, for drift detection),

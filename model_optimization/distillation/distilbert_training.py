@@ -15,36 +15,34 @@ afterwards.
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from model_optimization.builtin.subject import (
     BASE,
-    CHECKPOINT,
     SUBJECTS,
     LearnConfig,
     Pair,
     check_labels,
+    learning,
     load_subject,
     train,
 )
-from model_optimization.deployment.onnx_conversion import PROJECT, TextEncoder, length_batches, pad
+from model_optimization.deployment.onnx_conversion import TextEncoder, length_batches, pad
 from model_optimization.distillation.teacher_student import (
     Terms,
     cosine_loss,
     evenly,
     keep_layers,
-    run_training,
+    learn_from,
     soft_loss,
 )
 from shared.config import check_range, run_commands
 from shared.errors import InputError
-from shared.results import Run
 from shared.runtime import set_threads
 from shared.sources import hub_errors, load_text, resolve
-from shared.tracking import Tracker
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -182,7 +180,8 @@ def _train_task(config: DistilBertConfig) -> None:
     student = keep_layers(teacher, evenly(config.layers, teacher.model.config.num_hidden_layers))
     whole = config.soft + config.task  # the loss is one of weights 1 - alpha and alpha
     terms = Terms(config.soft / whole, config.temperature, cosine=config.cosine / whole)
-    run_training(MODULE, "train", config, teacher, student, data, terms)
+    with learning(MODULE, "train", config) as its:
+        learn_from(teacher, student, data, config, terms, its)
 
 
 def _train_mlm(config: DistilBertConfig) -> None:
@@ -208,23 +207,22 @@ def _train_mlm(config: DistilBertConfig) -> None:
         teacher, tokenizer, soft=config.soft, task=config.task, cosine=config.cosine, temperature=config.temperature,
         seed=config.seed,
     )  # fmt: skip
-    run = Run(PROJECT, MODULE, "train", config, name=config.run, resume=config.resume)
-    tracker = Tracker(run.folder, config.tracking, config=asdict(config), resume_step=10**9 if config.resume else -1)
-    rows = [(line, 0) for line in lines]
-    held_out = rows[:: max(1, len(rows) // 50)]
-    train(student, encoder, [row for row in rows if row not in held_out] or rows, config.recipe(), loss, what="distill",
-          folder=run.folder, tracker=tracker)  # fmt: skip
-    tracker.close()
-    student.save_pretrained(run.folder / "model")
-    tokenizer.save_pretrained(run.folder / "model")
-    (run.folder / CHECKPOINT).unlink(missing_ok=True)
-    metrics = {
-        f"{name}_masked_loss": masked_loss(model, encoder, tokenizer, held_out)
-        for name, model in (("teacher", teacher), ("student", student))
-    }
-    run.finish(model=str(source), data=str(text_source), seed=config.seed, metrics=metrics)
-    sys.stdout.write("".join(f"{key} {value:.4g}\n" for key, value in metrics.items()))
-    sys.stdout.write(f"{run.folder / 'model'}\n")
+    kept_back = set(lines[:: max(1, len(lines) // 50)])
+    held_out = [(line, 0) for line in kept_back]
+    rows = [(line, 0) for line in lines if line not in kept_back] or held_out
+
+    def save(folder: Path) -> None:
+        student.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    with learning(MODULE, "train", config) as its:
+        train(student, encoder, rows, config.recipe(), loss, what="distill", folder=its.folder, tracker=its.tracker)
+        if its.run:
+            metrics = {
+                f"{name}_masked_loss": masked_loss(model, encoder, tokenizer, held_out)
+                for name, model in (("teacher", teacher), ("student", student))
+            }
+            its.finish(save, model=str(source), data=str(text_source), seed=config.seed, metrics=metrics)
 
 
 def masked_loss(model: Any, encoder: TextEncoder, tokenizer: Any, rows: Sequence[Pair]) -> float:

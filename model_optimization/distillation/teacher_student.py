@@ -18,29 +18,28 @@ from __future__ import annotations
 
 import copy
 import logging
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model_optimization.builtin.subject import (
-    CHECKPOINT,
     AfterStep,
+    Data,
     LearnConfig,
+    Learning,
     Pair,
     Recipe,
     Subject,
     accuracy,
     check_labels,
+    learning,
     load_subject,
     new_subject,
     train,
 )
-from model_optimization.deployment.onnx_conversion import PROJECT
 from shared.config import check_range, run_commands
 from shared.errors import InputError
-from shared.results import Run
 from shared.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -327,33 +326,22 @@ def distill_command(config: DistillConfig) -> None:
         student = new_subject(config.student, data, config.max_length)
     else:
         student = keep_layers(teacher, evenly(config.layers, teacher.model.config.num_hidden_layers))
-    run_training(MODULE, "distill", config, teacher, student, data, config.terms())
+    with learning(MODULE, "distill", config) as its:
+        learn_from(teacher, student, data, config, config.terms(), its)
 
 
-def run_training(
-    module: str,
-    command: str,
-    config: LearnConfig,
-    name: str,
-    teacher: Subject,
-    student: Subject,
-    data: Any,
-    terms: Terms,
+def learn_from(
+    teacher: Subject, student: Subject, data: Data, config: LearnConfig, terms: Terms, its: Learning
 ) -> None:
-    """Distill inside a run: checkpoints, figures of both models, and the student's folder on stdout."""
-    run = Run(PROJECT, module, command, config, name=config.run, resume=config.resume)
-    tracker = Tracker(run.folder, config.tracking, config=asdict(config), resume_step=10**9 if config.resume else -1)
-    distill(teacher, student, data.splits["train"], config.recipe(), terms, folder=run.folder, tracker=tracker)
-    tracker.close()
-    student.save(run.folder / "model")
-    (run.folder / CHECKPOINT).unlink(missing_ok=True)
+    """Distill inside a run, and report the figures of both models."""
+    distill(teacher, student, data.splits["train"], config.recipe(), terms, folder=its.folder, tracker=its.tracker)
+    if not its.run:
+        return
     metrics = {"teacher_accuracy": accuracy(teacher, data), "student_accuracy": accuracy(student, data)}
     metrics["kept"] = metrics["student_accuracy"] / metrics["teacher_accuracy"]
     for which, subject in (("teacher", teacher), ("student", student)):
         metrics[f"{which}_parameters"] = sum(weight.numel() for weight in subject.model.parameters())
-    run.finish(model=teacher.name, data=data.name, seed=config.seed, metrics=metrics)
-    sys.stdout.write("".join(f"{key} {value:,.4g}\n" for key, value in metrics.items()))
-    sys.stdout.write(f"{run.folder / 'model'}\n")
+    its.finish(student.save, model=teacher.name, data=data.name, seed=config.seed, metrics=metrics)
 
 
 if __name__ == "__main__":

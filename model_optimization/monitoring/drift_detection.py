@@ -1,9 +1,8 @@
 """Notice when live texts are no longer like those a classifier was made for, and say so only when it is true.
 
-    python -m model_optimization.monitoring.drift_detection fit --bundle outputs/stays --folder outputs/monitor
-    python -m model_optimization.monitoring.drift_detection check --monitor outputs/monitor --bundle outputs/stays \
-        --input texts.txt
-    python -m model_optimization.monitoring.drift_detection simulate --bundle outputs/stays
+    python -m model_optimization.monitoring.drift_detection fit --bundle my-bundle --data texts.jsonl
+    python -m model_optimization.monitoring.drift_detection check --bundle my-bundle --input new-texts.txt
+    python -m model_optimization.monitoring.drift_detection simulate --bundle my-bundle
 
 Windows of live traffic are compared with a reference by three tests: Kolmogorov and Smirnov's on the classifier's
 outputs ("Failing Loudly", Rabanser et al., 2019, arXiv:1810.11953), the maximum mean discrepancy of its embeddings
@@ -568,6 +567,11 @@ class DriftMonitor:
 
     # Live use
 
+    @property
+    def model(self) -> str:
+        """The version of the classifier whose outputs it compares; empty where that was not said."""
+        return self.settings.model
+
     def observe(self, probabilities: Floats, embeddings: Floats) -> None:
         """Take in the outputs of live texts, and test each window that gets full.
 
@@ -628,10 +632,7 @@ class DriftMonitor:
                 threading.Thread(target=post_alert, args=(self.webhook, payload), daemon=True).start()
 
     def register(self, registry: CollectorRegistry) -> None:
-        """Show what is found as metrics of a Prometheus registry.
-
-        A monitor that takes another's place takes its ``metrics`` too: names can be registered once only.
-        """
+        """Show what is found as metrics of a Prometheus registry."""
         self.metrics = DriftMetrics(registry)
 
     def report(self) -> dict[str, Any]:
@@ -1006,7 +1007,7 @@ def class_numbers(labels: Sequence[str], classifier: OnnxClassifier, data: str) 
 class MonitorConfig:
     """What a monitor is made from."""
 
-    bundle: str = "outputs/stays"
+    bundle: str = "outputs/model_optimization/bundles/float32"
     """The classifier's bundle."""
     data: str = "builtin:stays"
     """The texts: builtin:stays, builtin:apps, a file with a text a line, .jsonl, a folder or a hub id."""
@@ -1042,7 +1043,7 @@ class MonitorConfig:
 class FitConfig(MonitorConfig):
     """Make a monitor from the outputs of texts like those to come, and measure its false alarms."""
 
-    folder: str = "outputs/monitor"
+    folder: str = "outputs/model_optimization/monitor"
     """Where the monitor is saved."""
     held_out_windows: int = 50
     """Windows to measure false alarms on."""
@@ -1089,9 +1090,9 @@ class CheckConfig:
 
     input: str = "texts.txt"
     """A file with a text a line, or .jsonl with "text"; or whatever --data of fit takes."""
-    monitor: str = "outputs/monitor"
+    monitor: str = "outputs/model_optimization/monitor"
     """The monitor's folder."""
-    bundle: str = "outputs/stays"
+    bundle: str = "outputs/model_optimization/bundles/float32"
     """The bundle it was made for."""
     fail_on_drift: bool = False
     """Exit with 1 where there is drift."""

@@ -16,18 +16,22 @@ disk. The rows of ``prune`` say so with measured figures.
 from __future__ import annotations
 
 import copy
-import sys
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from model_optimization.builtin.subject import AfterStep, LearnConfig, accuracy, check_labels, load_subject, train
-from model_optimization.deployment.onnx_conversion import PROJECT
+from model_optimization.builtin.subject import (
+    AfterStep,
+    LearnConfig,
+    accuracy,
+    check_labels,
+    learning,
+    load_subject,
+    train,
+)
 from shared.config import run_commands
 from shared.errors import InputError
-from shared.results import Run
-from shared.tracking import Tracker
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -159,33 +163,31 @@ class PruneConfig(LearnConfig):
 
 def prune_command(config: PruneConfig) -> None:
     """Prune, measure and save."""
-    from model_optimization.monitoring.performance_metrics import measure_latency
+    from model_optimization.monitoring.performance_metrics import SINGLE, measure_latency
 
     data = config.load()
     subject = load_subject(config.model, config.max_length)
     check_labels(subject, data)
-    run = Run(PROJECT, MODULE, "prune", config, name=config.run, resume=config.resume)
     pruned = subject.with_model(copy.deepcopy(subject.model), f"{subject.name}, sparsity {config.sparsity:.0%}")
     weights = list(prunable(pruned.model).values())
-    if config.schedule == "gradual":
-        tracker = Tracker(run.folder, config.tracking)
-        after_step = gradual(pruned.model, config.sparsity, config.scope)
-        train(pruned.model, pruned.encoder, data.splits["train"], config.recipe(), after_step=after_step, what="prune",
-              folder=run.folder, tracker=tracker)  # fmt: skip
-        tracker.close()
-    else:
-        apply_masks(weights, masks(weights, config.sparsity, config.scope))
-    pruned.save(run.folder / "model")
-    before, after = measure_latency([subject, pruned], data.texts("test"))
-    megabytes, deflated = compressed_megabytes(pruned.model)
-    metrics = {
-        "accuracy_before": accuracy(subject, data), "accuracy": accuracy(pruned, data),
-        "sparsity": sparsity_of(pruned.model), "megabytes": megabytes, "megabytes_deflated": deflated,
-        "megabytes_deflated_before": compressed_megabytes(subject.model)[1],
-    }  # fmt: skip
-    run.finish(model=subject.name, data=data.name, seed=config.seed, metrics=metrics)
-    sys.stdout.write("".join(f"{key} {value:.4g}\n" for key, value in metrics.items()))
-    sys.stdout.write(f"{run.folder / 'model'}\n")
+    with learning(MODULE, "prune", config) as its:
+        if config.schedule == "gradual":
+            after_step = gradual(pruned.model, config.sparsity, config.scope)
+            train(pruned.model, pruned.encoder, data.splits["train"], config.recipe(), after_step=after_step,
+                  what="prune", folder=its.folder, tracker=its.tracker)  # fmt: skip
+        else:
+            apply_masks(weights, masks(weights, config.sparsity, config.scope))
+        if not its.run:
+            return
+        megabytes, deflated = compressed_megabytes(pruned.model)
+        metrics = {
+            "accuracy_before": accuracy(subject, data), "accuracy": accuracy(pruned, data),
+            "sparsity": sparsity_of(pruned.model), "megabytes": megabytes, "megabytes_deflated": deflated,
+            "megabytes_deflated_before": compressed_megabytes(subject.model)[1],
+        }  # fmt: skip
+        before, after = measure_latency([subject, pruned], data.texts("test"))
+        metrics["speedup"] = before[SINGLE].median / after[SINGLE].median  # none: zeros are multiplied like the rest
+        its.finish(pruned.save, model=subject.name, data=data.name, seed=config.seed, metrics=metrics)
 
 
 if __name__ == "__main__":

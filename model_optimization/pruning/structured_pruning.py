@@ -19,7 +19,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,19 +27,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_optimization.builtin.subject import (
-    CHECKPOINT,
     LearnConfig,
     Pair,
     Subject,
     accuracy,
     check_labels,
+    learning,
     load_subject,
 )
-from model_optimization.deployment.onnx_conversion import PROJECT, TextEncoder, length_batches, pad
+from model_optimization.deployment.onnx_conversion import TextEncoder, length_batches, pad
 from shared.config import check_range, run_commands
 from shared.errors import InputError
-from shared.results import Run, write_atomic
-from shared.tracking import Tracker
+from shared.results import write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -412,28 +411,23 @@ def prune_command(config: PruneConfig) -> None:
     data = config.load()
     subject = load_subject(config.model, config.max_length)
     check_labels(subject, data)
-    run = Run(PROJECT, MODULE, "prune", config, name=config.run, resume=config.resume)
     rows = data.splits["train"]
     pruned = prune(subject, rows[: config.importance_texts], heads=config.heads, neurons=config.neurons,
                    multiple_of=config.multiple_of)  # fmt: skip
     metrics = {"accuracy_before": accuracy(subject, data), "accuracy_unrecovered": accuracy(pruned, data)}
-    tracker = Tracker(run.folder, config.tracking, config=asdict(config), resume_step=10**9 if config.resume else -1)
-    distill(
-        subject, pruned, rows, config.recipe(), Terms(hidden=1.0), what="recover", folder=run.folder, tracker=tracker
-    )
-    tracker.close()
-    if config.vocabulary:
-        pruned = prune_vocabulary(pruned, data.texts("train"), config.vocabulary)
-    pruned.save(run.folder / "model")
-    (run.folder / CHECKPOINT).unlink(missing_ok=True)
-    metrics["accuracy"] = accuracy(pruned, data)
-    for name, which in (("parameters_before", subject), ("parameters", pruned)):
-        metrics[name] = sum(weight.numel() for weight in which.model.parameters())
-    run.finish(model=subject.name, data=data.name, seed=config.seed, metrics=metrics)
-    for number, layer in enumerate(layers_of(pruned.model)):
-        sys.stdout.write(f"layer {number}: {layer.heads} heads, {layer.neurons} neurons\n")
-    sys.stdout.write("".join(f"{name} {value:,.4g}\n" for name, value in metrics.items()))
-    sys.stdout.write(f"{run.folder / 'model'}\n")
+    with learning(MODULE, "prune", config) as its:
+        distill(subject, pruned, rows, config.recipe(), Terms(hidden=1.0), what="recover", folder=its.folder,
+                tracker=its.tracker)  # fmt: skip
+        if not its.run:
+            return
+        if config.vocabulary:
+            pruned = prune_vocabulary(pruned, data.texts("train"), config.vocabulary)
+        metrics["accuracy"] = accuracy(pruned, data)
+        for name, which in (("parameters_before", subject), ("parameters", pruned)):
+            metrics[name] = sum(weight.numel() for weight in which.model.parameters())
+        for number, layer in enumerate(layers_of(pruned.model)):
+            sys.stdout.write(f"layer {number}: {layer.heads} heads, {layer.neurons} neurons\n")
+        its.finish(pruned.save, model=subject.name, data=data.name, seed=config.seed, metrics=metrics)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import copy
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,15 +24,14 @@ import torch
 from torch import Tensor, nn
 
 from model_optimization.builtin.subject import (
-    CHECKPOINT,
     LearnConfig,
     Subject,
     accuracy,
     check_labels,
+    learning,
     load_subject,
 )
 from model_optimization.deployment.onnx_conversion import (
-    PROJECT,
     Card,
     OnnxClassifier,
     export_graph,
@@ -44,7 +43,6 @@ from model_optimization.distillation.teacher_student import Terms, distill
 from model_optimization.pruning.structured_pruning import layers_of
 from shared.config import check_range, run_commands
 from shared.errors import InputError
-from shared.results import Run
 from shared.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -329,17 +327,14 @@ def train_command(config: QatConfig) -> None:
     data = config.load()
     subject = load_subject(config.model, config.max_length)
     check_labels(subject, data)
-    run = Run(PROJECT, MODULE, "train", config, name=config.run, resume=config.resume)
-    tracker = Tracker(run.folder, config.tracking, config=asdict(config), resume_step=10**9 if config.resume else -1)
-    trained = quantization_aware_train(subject, data, config.recipe(), folder=run.folder, tracker=tracker)
-    tracker.close()
-    bundle = convert_quantized(trained, Path(config.output), data=data)
-    (run.folder / CHECKPOINT).unlink(missing_ok=True)
-    figures = gate(subject, bundle, data, most_loss=config.most_loss)
-    metrics = {"float32_accuracy": accuracy(subject, data), **figures}
-    run.finish(model=subject.name, data=data.name, seed=config.seed, metrics=metrics)
-    sys.stdout.write("".join(f"{name} {value:.4g}\n" for name, value in metrics.items()))
-    sys.stdout.write(f"{config.output}\n")
+    with learning(MODULE, "train", config) as its:
+        trained = quantization_aware_train(subject, data, config.recipe(), folder=its.folder, tracker=its.tracker)
+        if its.run:
+            bundle = convert_quantized(trained, Path(config.output), data=data)
+            figures = gate(subject, bundle, data, most_loss=config.most_loss)
+            metrics = {"float32_accuracy": accuracy(subject, data), **figures}
+            its.finish(None, model=subject.name, data=data.name, seed=config.seed, metrics=metrics)
+            sys.stdout.write(f"{config.output}\n")
 
 
 if __name__ == "__main__":

@@ -374,6 +374,8 @@ def test_a_slow_observer_is_left_behind_and_a_broken_one_is_survived() -> None:
 class Recorder:
     """An observer that keeps what it sees."""
 
+    model = ""
+
     def __init__(self) -> None:
         self.rows = 0
         self.registry: Any = None
@@ -627,7 +629,7 @@ def test_an_observer_sees_every_text_and_shows_its_metrics_and_report(
     assert probabilities.shape[1] == 2 and embeddings.shape[1] == 32
     assert np.allclose(probabilities.sum(1), 1)
     assert recorder.registry is app.state.service.metrics.registry
-    assert client.get("/drift").json() == {"rows": recorder.rows}
+    assert client.get("/drift").json() == {"watching": True, "rows": recorder.rows}
     assert values(client)['classifier_observed_texts_total{outcome="seen"}'] == recorder.rows
 
 
@@ -660,6 +662,28 @@ def test_a_drift_monitor_is_loaded_from_its_folder(models: Path, tmp_path: Path)
         assert values(client)["drift_windows_total"] == 1
     with pytest.raises(FileNotFoundError, match="no monitor"):
         create_app(ServeConfig(drift=str(tmp_path / "nothing")))
+
+
+def test_a_monitor_sees_only_the_model_it_was_made_for(models: Path) -> None:
+    recorder = Recorder()
+    recorder.model = read_card(models / "served").sha256[MODEL][:12]
+    with serving(create_app(ServeConfig(bundle=str(models / "served")), recorder)) as client:
+
+        def seen_after(text: str) -> int:
+            client.post("/predict", json={"texts": [text]})
+            time.sleep(0.1)
+            return recorder.rows
+
+        assert seen_after("good") == 1 and client.get("/drift").json()["watching"] is True
+        assert client.post("/reload", json={"bundle": "other"}).status_code == 200
+        assert seen_after("bad") == 1 and client.get("/drift").json()["watching"] is False
+        assert client.post("/reload", json={"bundle": "served"}).status_code == 200
+        assert seen_after("room") == 2
+
+
+def test_a_webhook_without_a_monitor_is_refused() -> None:
+    with pytest.raises(InputError, match="webhook needs a monitor"):
+        ServeConfig(webhook="https://example.org")
 
 
 def test_with_a_key_all_but_the_probes_want_it(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

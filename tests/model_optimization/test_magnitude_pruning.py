@@ -60,7 +60,7 @@ def test_the_schedule_rises_fast_then_slowly_and_ends_exactly() -> None:
 def test_gradual_pruning_ends_at_its_sparsity_and_keeps_the_accuracy(subject: Subject, data: Data) -> None:
     model = copy.deepcopy(subject.model)
     after_step = gradual(model, 0.6)
-    train(model, subject.encoder, data.splits["train"], Recipe(epochs=3, batch_size=16, learning_rate=1e-3),
+    train(model, subject.encoder, data.splits["train"], Recipe(epochs=6, batch_size=16, learning_rate=2e-3),
           after_step=after_step)  # fmt: skip
     assert sparsity_of(model) == pytest.approx(0.6, abs=0.001)
     pruned = subject.with_model(model, "pruned")

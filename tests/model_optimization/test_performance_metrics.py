@@ -61,15 +61,13 @@ class Server:
         stall: Number of a request → seconds that it takes instead.
         status: Of every answer.
         hang_up: Number of the first request whose connection is closed without an answer.
-        close_after: Whether it closes the connection after each answer, without a word.
     """
 
     def __init__(
         self, service: float, *, queue: int = 10**6, stall: dict[int, float] | None = None, status: int = 200,
-        hang_up: int = 10**6, close_after: bool = False,
+        hang_up: int = 10**6,
     ) -> None:  # fmt: skip
         self.service, self.queue, self.stall, self.status, self.hang_up = service, queue, stall or {}, status, hang_up
-        self.close_after = close_after
         self.present = self.taken = self.connections = 0
         self.bodies: list[bytes] = []
         self.keys: set[bytes] = set()
@@ -85,8 +83,6 @@ class Server:
                 status = await self.answer(body) if head.startswith(b"post") else 200
                 writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
                 await writer.drain()
-                if self.close_after:
-                    raise ConnectionError
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
 
@@ -199,93 +195,10 @@ def test_a_server_that_hangs_up_is_counted_and_raises_nothing() -> None:
     assert load.statuses == ["200"] * 5 + ["failed"] * 3
 
 
-def test_answers_are_read_as_httpx_reads_them() -> None:
-    import httpx
-    import uvicorn
-    from fastapi import FastAPI, Request
-    from fastapi.responses import JSONResponse, Response, StreamingResponse
-
-    app = FastAPI()
-
-    @app.post("/{kind}")
-    async def answer(kind: str, request: Request) -> Response:
-        seen = {"kind": kind, "query": request.url.query, "key": request.headers.get("x-key"), "早": "é" * 300}
-        seen |= {"host": request.headers["host"], "body": await request.json()}
-        if kind == "stream":
-            return StreamingResponse(iter([json.dumps(seen).encode(), b"", b"\r\n0\r\n\r\n" * 9]))
-        status, headers = (503, {"Connection": "close"}) if kind == "away" else (200, {})
-        return Response(status_code=204) if kind == "empty" else JSONResponse(seen, status, headers)
-
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    try:
-        for kind in ("plain", "stream", "away", "empty", "plain"):
-            url, headers, body = f"{address}/{kind}?a=%20b", {"X-Key": "k"}, '{"text": "早餐"}'.encode()
-
-            async def twice(target: Target, kept: int) -> list[tuple[int, bytes]]:
-                connections = performance_metrics._Connections(target)
-                answers = [await connections.post(body) for body in target.bodies]
-                assert len(connections.idle) == kept
-                connections.close()
-                return answers
-
-            theirs = httpx.post(url, content=body, headers=headers, trust_env=False)
-            ours = asyncio.run(twice(Target(url, [body, body], headers=headers), kind != "away"))
-            assert ours == [(theirs.status_code, theirs.content)] * 2
-    finally:
-        server.should_exit = True
-        thread.join(10)
-
-
-@pytest.mark.parametrize(
-    ("raw", "expected"),
-    [
-        (b"HTTP/1.1 200 OK\r\ncontent-LENGTH:  2\r\n\r\nokmore", (200, b"ok", True)),
-        (b"HTTP/1.1 429 Too Many\r\nContent-Length: 0\r\nConnection: Close\r\n\r\n", (429, b"", False)),
-        (b"HTTP/1.0 200 OK\r\n\r\nuntil the end", (200, b"until the end", False)),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=1\r\nabc\r\nA\r\n0123456789\r\n0\r\n\r\n",
-         (200, b"abc0123456789", True)),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nok", EOFError),
-        (b"HTTP/1.1 200", EOFError),
-        (b"", EOFError),
-        (b"SSH-2.0-OpenSSH\r\n\r\n", ValueError),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n", ValueError),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", ValueError),
-    ],
-)  # fmt: skip
-def test_an_answer_ends_where_its_headers_say(raw: bytes, expected: Any) -> None:
-    async def read() -> tuple[int, bytes, bool]:
-        reader = asyncio.StreamReader()
-        reader.feed_data(raw)
-        reader.feed_eof()
-        return await performance_metrics._read_answer(reader)
-
-    if isinstance(expected, tuple):
-        assert asyncio.run(read()) == expected
-    else:
-        with pytest.raises(expected):
-            asyncio.run(read())
-
-
-@pytest.mark.parametrize(("close_after", "opened"), [(False, 1), (True, 3)])
-def test_connections_are_used_again_unless_the_server_closed_them_meanwhile(close_after: bool, opened: int) -> None:
-    async def thrice(url: str) -> list[int]:
-        connections = performance_metrics._Connections(Target(url, [b"{}"]))
-        statuses = []
-        for _ in range(3):
-            statuses.append((await connections.post(b"{}"))[0])
-            while close_after and not connections.idle[-1][0].at_eof():
-                await asyncio.sleep(0.01)
-        connections.close()
-        return statuses
-
-    with serving(0, close_after=close_after) as (url, server):
-        assert asyncio.run(thrice(url)) == [200] * 3
-    assert server.connections == opened
+def test_a_client_uses_its_connection_again() -> None:
+    with serving(0.001) as (url, server):
+        closed_loop(Target(url, [b"{}"]), 1, 5)
+    assert server.connections == 1
 
 
 def test_closed_loop_sends_each_request_once_and_hands_on_the_answers() -> None:

@@ -87,7 +87,7 @@ def test_a_pruned_model_recovers_and_is_the_same_after_saving(subject: Subject, 
     assert sum(layer.heads for layer in layers_of(pruned.model)) == 4
     assert sum(layer.neurons for layer in layers_of(pruned.model)) == 64
     assert sum(layer.heads for layer in layers_of(subject.model)) == 8, "the original stays whole"
-    distill(subject, pruned, data.splits["train"], Recipe(epochs=3, batch_size=16, learning_rate=1e-3))
+    distill(subject, pruned, data.splits["train"], Recipe(epochs=6, batch_size=16, learning_rate=2e-3))
     assert accuracy(pruned, data) > 0.93
     pruned.save(tmp_path / "pruned")
     again = load_subject(str(tmp_path / "pruned"))

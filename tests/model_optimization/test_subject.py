@@ -199,10 +199,10 @@ def test_training_leaves_the_original_of_a_copy_alone(subject: Subject, data: Da
 
 @pytest.mark.slow
 def test_the_command_trains_stops_on_ctrl_c_and_resumes(tmp_path: Path, tiny_folder: Path) -> None:
-    write(tmp_path / "data", "train", ROWS * 25)
+    write(tmp_path / "data", "train", ROWS * 5)  # 180 to learn from
     command = [
         sys.executable, "-m", "model_optimization.builtin.subject", "train", "--data", str(tmp_path / "data"),
-        "--model", str(tiny_folder), "--run", "mine", "--max_length", "16", "--batch_size", "4", "--epochs", "200",
+        "--model", str(tiny_folder), "--run", "mine", "--max_length", "16", "--batch_size", "4", "--epochs", "20",
     ]  # fmt: skip
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     figures = tmp_path / "outputs/model_optimization/mine/metrics.jsonl"
@@ -213,12 +213,10 @@ def test_the_command_trains_stops_on_ctrl_c_and_resumes(tmp_path: Path, tiny_fol
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "--resume true goes on" in errors
-    again = subprocess.run(
-        [*command[:-1], "200", "--resume", "true", "--learning_rate", "1e-3"], cwd=tmp_path, capture_output=True,
-        text=True, timeout=300,
-    )  # fmt: skip
+    resume = [*command, "--resume", "true"]
+    again = subprocess.run(resume, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
     results = json.loads((figures.parent / "results.json").read_text())
-    assert results["metrics"]["test_accuracy"] >= 0.5
+    assert set(results["metrics"]) == {"validation_accuracy", "test_accuracy"}
     steps = [json.loads(line)["step"] for line in figures.read_text().splitlines()]
-    assert steps == sorted(set(steps))
+    assert steps == sorted(set(steps)) and steps[-1] == 20 * 180 / 4

@@ -1,5 +1,6 @@
 import copy
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,8 @@ from model_optimization.distillation.teacher_student import (
     soft_loss,
 )
 from shared.errors import InputError
+
+ROOT = Path(__file__).parents[2]
 
 
 def logits(seed: int) -> torch.Tensor:
@@ -170,13 +173,18 @@ def test_two_processes_distill_together(subject: Subject, data: Data, tmp_path: 
         lines = [json.dumps({"text": text, "label": data.label_names[label]}) for text, label in rows]
         (tmp_path / "data" / f"{split}.jsonl").write_text("\n".join(lines))
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no", "--cpu", "--main_process_port", "0", "-m",
+        # --multi_gpu starts both (--cpu would start one); with --device cpu they compute there and talk through gloo
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines",
+        "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m",
         "model_optimization.distillation.teacher_student", "distill", "--teacher", str(tmp_path / "teacher"),
         "--data", str(tmp_path / "data"), "--layers", "1", "--batch_size", "8", "--epochs", "4", "--run", "two",
-        "--learning_rate", "1e-3",
+        "--learning_rate", "1e-3", "--device", "cpu",
     ]  # fmt: skip
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    process = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
     assert process.returncode == 0, process.stderr[-2000:]
-    results = json.loads((tmp_path / "outputs/model_optimization/two/results.json").read_text())
-    assert results["metrics"]["student_accuracy"] > 0.8
+    folder = tmp_path / "outputs/model_optimization/two"
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert max(steps) == 100  # 400 texts, 4 times, 8 in each of two processes
+    assert json.loads((folder / "results.json").read_text())["metrics"]["student_accuracy"] > 0.8
