@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,7 +40,7 @@ from model_optimization.monitoring.performance_metrics import (
 )
 from model_optimization.pruning.magnitude_pruning import compressed_megabytes
 from model_optimization.pruning.structured_pruning import prune, prune_vocabulary
-from model_optimization.quantization.dynamic_quantization import quantize_dynamic_bundle
+from model_optimization.quantization.dynamic_quantization import quantize_dynamic_bundle, torchao_int8
 from model_optimization.quantization.quantization_aware_training import convert_quantized, quantization_aware_train
 from model_optimization.quantization.static_quantization import calibration_rows, quantize_static_bundle
 from shared.benchmark import Row, Skip, data_folder, run_benchmarks
@@ -217,6 +218,27 @@ def dynamic(quick: bool) -> Row:
                        share=0.27, target="×≥ 3.0, ≤ 27 %, loss ≤ 0.5 points, agreement ≥ 98 %")  # fmt: skip
 
 
+def compiled(quick: bool) -> Row:
+    """Measure torchao's dynamic INT8 against float32, both compiled by PyTorch: what is possible without ONNX."""
+    import torch
+
+    if not shutil.which("g++"):
+        raise Skip("torch.compile needs a C++ compiler")
+    before, after = subject(quick), torchao_int8(subject(quick))
+    exact = before.with_model(before.model, "compiled float32")
+    exact.model = torch.compile(before.model, dynamic=True)
+    figures = gate(before, after, sst2(quick), most_loss=1.0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    slow, fast = measure_latency([exact, after], sst2(quick).texts("test"), repeats=3 if quick else 60)
+    torch.set_num_threads(threads)
+    shown = [f"{its[SINGLE].median:.1f} and {its[MIXED].median:.1f} ms" for its in (slow, fast)]
+    return Row("torchao's dynamic INT8, compiled", "PyTorch float32, compiled, same threads", shown[0],
+               f"×{slow[SINGLE].median / fast[SINGLE].median:.1f} and ×{slow[MIXED].median / fast[MIXED].median:.1f} "
+               f"({shown[1]}), accuracy {figures['accuracy']:.4f} ({-100 * figures['loss']:+.2f} points)", "–",
+               True)  # fmt: skip
+
+
 def static(quick: bool) -> Row:
     """Measure static INT8."""
     return compression("static INT8", static_bundle(quick), quick, speed=3.0, most_loss=0.01,
@@ -387,6 +409,7 @@ def demo(quick: bool) -> Row:
 
 if __name__ == "__main__":
     run_benchmarks("optimization", {
-        "dynamic": dynamic, "static": static, "qat": qat, "structured": structured, "distilled": distilled,
-        "stack": stack, "throughput": throughput, "overload": overload, "drift": drift, "demo": demo,
+        "dynamic": dynamic, "compiled": compiled, "static": static, "qat": qat, "structured": structured,
+        "distilled": distilled, "stack": stack, "throughput": throughput, "overload": overload, "drift": drift,
+        "demo": demo,
     })  # fmt: skip

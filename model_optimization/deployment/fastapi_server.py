@@ -533,6 +533,8 @@ class ServedModel(OnnxClassifier):
         InputError: Something of it is damaged, or it gives no numbers.
     """
 
+    separable = True  # until that is measured
+
     def __init__(self, folder: Path, config: ServeConfig) -> None:
         super().__init__(folder, config.threads)
         rng = np.random.default_rng(0)
@@ -551,9 +553,10 @@ class ServedModel(OnnxClassifier):
 
     def run(self, ids: Sequence[Sequence[int]]) -> tuple[Vectors, Vectors]:
         """Compute one batch, or one text after the other where that is not the same."""
+        compute = super().run
         if self.separable or len(ids) == 1:
-            return super().run(ids)
-        outputs = [super(ServedModel, self).run([one]) for one in ids]
+            return compute(ids)
+        outputs = [compute([one]) for one in ids]
         return np.concatenate([logits for logits, _ in outputs]), np.concatenate([vector for _, vector in outputs])
 
 
@@ -838,6 +841,7 @@ class Service:
         try:
             self.folder = Path(self._read_news().get("bundle", self.folder))  # in the place of a worker that died
             model = await asyncio.to_thread(ServedModel, self.folder, self.config)
+            self._serve(model)
         except Exception as error:
             self.failure = error
             logger.error("the model can't be loaded: %s", error)
@@ -847,7 +851,6 @@ class Service:
         if in_main_thread():
             gc.collect()
             gc.freeze()  # what was imported stays; to look for garbage in it now and then would stop all for 0.1 s
-        self._serve(model)
         logger.info("ready", extra={"fields": {"model_version": model.version, "techniques": model.card.techniques}})
 
     @property

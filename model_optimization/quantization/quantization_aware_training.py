@@ -3,7 +3,7 @@
 Rounding has no slope, so its gradient is taken to be 1 (the straight-through estimator, Bengio et al., 2013,
 arXiv:1308.3432): forward x is rounded, backward it is as if it were not, but nothing flows where x was clamped. Weights
 get a scale for each output channel at every step; activations one each, from a moving average of what is seen
-(Jacob et al., 2018, arXiv:1712.05877). The unquantized model is the teacher.
+(Jacob et al., 2018, arXiv:1712.05877). It learns from the labels, and from the unquantized model as its teacher.
 
     python -m model_optimization.quantization.quantization_aware_training train
 
@@ -244,7 +244,7 @@ def exporting(model: Any) -> Iterator[None]:
 def quantization_aware_train(
     subject: Subject, data: Data, recipe: Recipe, *, folder: Path | None = None, tracker: Tracker | None = None
 ) -> Subject:
-    """Train a copy that computes as INT8 will, with the original as its teacher.
+    """Train a copy that computes as INT8 will, from the labels and from the original as its teacher.
 
     For the first half of the steps the ranges of activations follow what is seen; then they hold, and the weights
     settle.
@@ -261,7 +261,7 @@ def quantization_aware_train(
         student.outputs(data.texts("train")[:256])  # first ranges
     halfway = HoldRanges(student.model)
     recipe = replace(recipe, dtype="float32")  # bfloat16 would round once more
-    distill(subject, student, data.splits["train"], recipe, Terms(alpha=1.0, hidden=1.0), what="quantization-aware",
+    distill(subject, student, data.splits["train"], recipe, Terms(alpha=0.5, hidden=1.0), what="quantization-aware",
             after_step=halfway, folder=folder, tracker=tracker)  # fmt: skip
     observe(student.model, False)
     return student

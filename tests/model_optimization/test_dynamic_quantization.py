@@ -74,8 +74,7 @@ def test_dynamic_int8_answers_like_float32_and_is_smaller(
     assert gate(float_bundle, made, data, most_loss=0.02, least_agreement=0.97)["accuracy"] > 0.9
     assert megabytes(made.folder) < megabytes(float_bundle.folder)
     assert made.card.techniques == ["dynamic INT8"] and made.version != float_bundle.version
-    difference = np.abs(made.logits(data.texts("test")) - float_bundle.logits(data.texts("test"))).max()
-    assert 0 < difference < 1
+    assert 0 < np.abs(made.logits(data.texts("test")) - float_bundle.logits(data.texts("test"))).mean() < 0.5
 
 
 def test_smoothing_changes_the_graph_and_not_what_it_computes(

@@ -356,8 +356,7 @@ def test_a_slow_observer_is_left_behind_and_a_broken_one_is_survived() -> None:
     watcher = Watcher(Observer(), count, room=2)
     batch = (np.ones((2, 2)), np.ones((2, 3)))
     watcher.offer(batch)
-    while watcher.batches.qsize():  # the thread has taken it
-        time.sleep(0.001)
+    wait_until(lambda: not watcher.batches.qsize())  # the thread has taken it
     watcher.offer((np.ones((3, 2)), np.ones((3, 3))))
     watcher.offer(batch)
     started = time.monotonic()
@@ -369,6 +368,14 @@ def test_a_slow_observer_is_left_behind_and_a_broken_one_is_survived() -> None:
 
 
 # --- The service in this process --------------------------------------------------------------------------------------
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 30) -> None:
+    """Wait for something that comes soon, and fail where it does not."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.01)
 
 
 class Recorder:
@@ -404,6 +411,7 @@ def serving(app: Any, ready: bool = True) -> Iterator[httpx.Client]:
     address = f"http://127.0.0.1:{listener.getsockname()[1]}"
     with httpx.Client(base_url=address, timeout=30, limits=limits, trust_env=False) as client:
         while not server.started or (ready and client.get("/readyz").status_code != 200):
+            assert not app.state.service.failure
             time.sleep(0.01)
         yield client
     server.should_exit = True
@@ -720,8 +728,7 @@ def test_until_the_model_is_loaded_the_service_lives_but_is_not_ready(
             assert answer.status_code == 503
             assert answer.json()["error"]["type"] == "Unavailable" and answer.headers["retry-after"] == "1"
         gate.set()
-        while client.get("/readyz").status_code != 200:
-            time.sleep(0.01)
+        wait_until(lambda: client.get("/readyz").status_code == 200)
         assert client.post("/predict", json={"texts": ["good"]}).status_code == 200
 
 
@@ -819,8 +826,8 @@ def test_a_batcher_that_has_failed_is_no_longer_healthy(models: Path) -> None:
     with serving(app) as client:
         assert client.get("/healthz").status_code == 200
         app.state.service._tasks[0].get_loop().call_soon_threadsafe(app.state.service._tasks[0].cancel)
-        while (answer := client.get("/healthz")).status_code == 200:
-            time.sleep(0.01)
+        wait_until(lambda: client.get("/healthz").status_code != 200)
+        answer = client.get("/healthz")
         assert answer.status_code == 503 and answer.json()["error"]["message"] == "The batcher has failed."
 
 
@@ -926,8 +933,7 @@ def test_two_reloads_at_once_are_one_too_many(models: Path, monkeypatch: pytest.
         gate, load = threading.Event(), fastapi_server.ServedModel
         monkeypatch.setattr(fastapi_server, "ServedModel", lambda *args: (gate.wait(10), load(*args))[1])
         first = pool.submit(client.post, "/reload")
-        while not app.state.service._reloading.locked():
-            time.sleep(0.01)
+        wait_until(app.state.service._reloading.locked)
         assert client.post("/reload").status_code == 409
         assert client.post("/predict", json={"texts": ["good"]}).status_code == 200
         gate.set()
@@ -1063,12 +1069,11 @@ def test_sighup_reads_the_bundle_anew_and_a_broken_one_is_survived(models: Path,
             link.unlink()
             link.symlink_to(models / "other")
             server.send_signal(signal.SIGHUP)
-            while (new := client.get("/readyz").json()["model_version"]) == old:
-                time.sleep(0.02)
+            wait_until(lambda: client.get("/readyz").json()["model_version"] != old)
+            new = client.get("/readyz").json()["model_version"]
             link.unlink()
             server.send_signal(signal.SIGHUP)
-            while "reload refused" not in log.read_text():
-                time.sleep(0.02)
+            wait_until(lambda: "reload refused" in log.read_text())
             assert client.get("/readyz").json()["model_version"] == new
         server.send_signal(signal.SIGTERM)
         assert server.wait(10) == 0
@@ -1086,8 +1091,7 @@ def test_several_workers_count_together_reload_together_and_one_that_dies_is_rep
             told = [json.loads(line) for line in log.read_text().splitlines()]
             return [line for line in told if line["message"] == message]
 
-        while len(lines("ready")) < 2:
-            time.sleep(0.02)
+        wait_until(lambda: len(lines("ready")) >= 2)
         for _ in range(40):
             assert httpx.post(f"{address}/predict", json={"texts": ["good"]}, trust_env=False).status_code == 200
         for _ in range(6):  # whichever worker answers
@@ -1097,14 +1101,12 @@ def test_several_workers_count_together_reload_together_and_one_that_dies_is_rep
         old = get("/readyz").json()["model_version"]
         new = httpx.post(f"{address}/reload", json={"bundle": "other"}, trust_env=False).json()["model_version"]
         assert old != new
-        while len(lines("reloaded")) < 2:  # the other one has followed
-            time.sleep(0.02)
+        wait_until(lambda: len(lines("reloaded")) >= 2)  # the other one has followed
         assert {get("/readyz").json()["model_version"] for _ in range(12)} == {new}
         children = psutil.Process(server.pid).children()
         victim = next(child.pid for child in children if "spawn_main" in " ".join(child.cmdline()))
         os.kill(victim, signal.SIGKILL)
-        while len(lines("ready")) < 3:
-            time.sleep(0.02)
+        wait_until(lambda: len(lines("ready")) >= 3)
         assert lines("ready")[-1]["model_version"] == new  # it serves what the others do
         assert f"worker {victim} died" in log.read_text()
         for _ in range(6):
