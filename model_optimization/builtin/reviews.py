@@ -19,7 +19,7 @@ from typing import Literal
 from shared.config import run_commands
 
 LABELS = ("negative", "positive")
-SIZES = {"train": 1600, "validation": 400, "test": 800}
+SIZES = {"train": 1600, "validation": 400, "test": 400}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import http.client
 import json
 import logging
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -134,7 +135,7 @@ def measure_latency(
 
 
 def process_memory(bundle: Path) -> float:
-    """Return what a process that serves a bundle holds, in MB of a million bytes: after 8 batches, measured in its own.
+    """Return what a process that serves a bundle holds after some batches, in MB of a million bytes.
 
     Raises:
         InputError: The process failed.
@@ -496,24 +497,31 @@ async def _try_out(client: aiohttp.ClientSession, target: Target) -> None:
 
 
 class _Watcher:
-    """Reads memory and the probe's address in a thread of its own, which the load does not hold up."""
+    """Reads memory in a thread, and the probe's address in a process, which the load does not hold up."""
 
     def __init__(self, target: Target) -> None:
         self.target = target
         self.memory: list[tuple[float, float]] = []
         self.probes: list[float] = []
         self._stop = threading.Event()
-        jobs = [job for job, wanted in ((self._watch_memory, target.pid), (self._probe, target.probe)) if wanted]
-        self._threads = [threading.Thread(target=job, daemon=True) for job in jobs]
+        self._thread = threading.Thread(target=self._watch_memory, daemon=True)
 
     def __enter__(self) -> None:
-        for thread in self._threads:
-            thread.start()
+        if self.target.pid:
+            self._thread.start()
+        if self.target.probe:
+            code = f"import sys; from {MODULE} import probe; probe(sys.argv[1])"
+            self._process = subprocess.Popen([sys.executable, "-c", code, self.target.probe], stdin=subprocess.PIPE,
+                                             stdout=subprocess.PIPE, text=True)  # fmt: skip
+            assert self._process.stdout
+            self.probes.append(float(self._process.stdout.readline() or "inf"))  # it has begun
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
+        if self.target.pid:
+            self._stop.set()
+            self._thread.join()
+        if self.target.probe:
+            self.probes += map(float, self._process.communicate()[0].split())  # which ends its input
 
     def _watch_memory(self) -> None:
         import psutil
@@ -528,15 +536,21 @@ class _Watcher:
                 continue
             self.memory.append((time.perf_counter() - started, held / 1e6))
 
-    def _probe(self) -> None:
-        while not self._stop.wait(0.1):
-            started = time.perf_counter()
-            try:
-                with urllib.request.urlopen(self.target.probe, timeout=5) as answer:
-                    answer.read()
-                self.probes.append(time.perf_counter() - started)
-            except (OSError, http.client.HTTPException):  # any status but a good one is an OSError too
-                self.probes.append(float("inf"))
+
+def probe(url: str) -> None:
+    """Read an address ten times a second until standard input ends, and print the seconds of each, inf if it failed."""
+    waiting: list[Any] = []
+    while not waiting:
+        started = time.perf_counter()
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                answer.read()
+            seconds = time.perf_counter() - started
+        except (OSError, http.client.HTTPException):  # any status but a good one is an OSError too
+            seconds = float("inf")
+        sys.stdout.write(f"{seconds}\n")
+        sys.stdout.flush()
+        waiting = select.select([sys.stdin], [], [], 0.1)[0]
 
 
 def _run(coroutine: Coroutine[Any, Any, Result]) -> Result:
@@ -766,8 +780,8 @@ class MemoryConfig:
 
     bundle: str = "outputs/model_optimization/bundles/float32"
     """The bundle."""
-    batches: int = 8
-    """Of 32 texts."""
+    batches: int = 2
+    """Of 32 texts; more take no more memory."""
 
 
 def memory(config: MemoryConfig) -> None:

@@ -187,13 +187,14 @@ def quantize_dynamic_bundle(
     check_float(source)
     plain = (source.folder / MODEL).read_bytes()
     graphs = {0.0: plain} | {strength: smooth(source, texts, strength) for strength in STRENGTHS if texts}
+    exact = source.logits(texts) if texts else None
     best: tuple[float, float, bytes] | None = None
     for strength, graph in graphs.items():
         model = _quantize_dynamic(graph, reduce_range)
         error = 0.0
-        if texts:
+        if exact is not None:
             made = derived(source, folder, model, "dynamic INT8")
-            error = float(np.abs(made.logits(texts) - source.logits(texts)).mean())
+            error = float(np.abs(made.logits(texts) - exact).mean())
         if best is None or error < best[0]:
             best = error, strength, model
     assert best is not None
