@@ -525,7 +525,7 @@ class ServedModel(OnnxClassifier):
     Attributes:
         separable: Whether what it makes of a text is the same in any company. Dynamic INT8 takes the range of a whole
             batch for its scale, and up to two texts of a hundred get another label with other texts beside them. Such a
-            model computes the texts of a batch one after the other, at about a quarter less throughput.
+            model computes the texts of a batch one after the other, at some cost of throughput.
         seconds_per_token: As measured on a full batch.
 
     Raises:
