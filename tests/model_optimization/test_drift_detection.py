@@ -687,7 +687,7 @@ def test_a_prior_that_the_rows_can_not_have_is_told() -> None:
 
 def test_texts_are_read_from_builtins_and_files(tmp_path: Path) -> None:
     texts, labels = read_texts("builtin:apps", 1500)
-    assert len(texts) == len(labels) == 2400 and set(labels) == set(LABELS)
+    assert len(texts) == len(labels) == 1600 and set(labels) == set(LABELS)
     lines = tmp_path / "texts.txt"
     lines.write_text("One.\n\n  \nZwei ñ 早\n", encoding="utf-8")
     assert read_texts(str(lines)) == (["One.", "Zwei ñ 早"], [])
