@@ -173,14 +173,14 @@ def stacked_bundle(quick: bool) -> OnnxClassifier:
 # --- Compression ------------------------------------------------------------------------------------------------------
 
 
-def against_eager(classifier: Classifier, quick: bool) -> tuple[float, float, str, str]:
-    """Time a classifier in turn with eager PyTorch: speedups of both batches, and both sides' milliseconds."""
+def in_turn(before: Classifier, after: Classifier, quick: bool) -> tuple[float, float, str, str]:
+    """Time two classifiers in turn: speedups of both batches, and both sides' milliseconds."""
     import torch
 
-    texts, before = sst2(quick).texts("test"), torch.get_num_threads()
+    texts, threads = sst2(quick).texts("test"), torch.get_num_threads()
     torch.set_num_threads(THREADS)
-    slow, fast = measure_latency([subject(quick), classifier], texts, repeats=3 if quick else 60)
-    torch.set_num_threads(before)
+    slow, fast = measure_latency([before, after], texts, repeats=3 if quick else 60)
+    torch.set_num_threads(threads)
     single, mixed = (slow[batch].median / fast[batch].median for batch in (SINGLE, MIXED))
     shown = [f"{its[SINGLE].median:.1f} and {its[MIXED].median:.1f} ms" for its in (slow, fast)]
     return single, mixed, shown[0], f"×{single:.1f} and ×{mixed:.1f} ({shown[1]})"
@@ -191,7 +191,7 @@ def compression(
     agreement: float = 0.0, share: float = 1.0, most_megabytes: float = float("inf"), kept_share: float = 0.0,
 ) -> Row:  # fmt: skip
     """Build the row of a compressed model: speed on both batches, size, accuracy and agreement."""
-    single, mixed, peer, shown = against_eager(classifier, quick)
+    single, mixed, peer, shown = in_turn(subject(quick), classifier, quick)
     figures = gate(subject(quick), classifier, sst2(quick), most_loss=1.0)
     whole = compressed_megabytes(subject(quick).model)[0]
     if isinstance(classifier, OnnxClassifier):
@@ -228,14 +228,9 @@ def compiled(quick: bool) -> Row:
     exact = before.with_model(before.model, "compiled float32")
     exact.model = torch.compile(before.model, dynamic=True)
     figures = gate(before, after, sst2(quick), most_loss=1.0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
-    slow, fast = measure_latency([exact, after], sst2(quick).texts("test"), repeats=3 if quick else 60)
-    torch.set_num_threads(threads)
-    shown = [f"{its[SINGLE].median:.1f} and {its[MIXED].median:.1f} ms" for its in (slow, fast)]
-    return Row("torchao's dynamic INT8, compiled", "PyTorch float32, compiled, same threads", shown[0],
-               f"×{slow[SINGLE].median / fast[SINGLE].median:.1f} and ×{slow[MIXED].median / fast[MIXED].median:.1f} "
-               f"({shown[1]}), accuracy {figures['accuracy']:.4f} ({-100 * figures['loss']:+.2f} points)", "–",
+    _, _, peer, shown = in_turn(exact, after, quick)
+    return Row("torchao's dynamic INT8, compiled", "PyTorch float32, compiled, same threads", peer,
+               f"{shown}, accuracy {figures['accuracy']:.4f} ({-100 * figures['loss']:+.2f} points)", "–",
                True)  # fmt: skip
 
 

@@ -37,13 +37,14 @@ from model_optimization.deployment.onnx_conversion import (
     softmax,
 )
 from model_optimization.distillation.teacher_student import Terms, distill, evenly, keep_layers
-from model_optimization.monitoring.drift_detection import DriftMonitor, inject_typos
+from model_optimization.monitoring.drift_detection import FEWEST, DriftMonitor, inject_typos
 from model_optimization.monitoring.performance_metrics import (
     SINGLE,
     Target,
     Variant,
     bodies_of,
     closed_loop,
+    key_header,
     measure_latency,
     plot_variants,
     process_memory,
@@ -207,10 +208,13 @@ def serving(bundle: Path, port: int = 0, monitor: Path | None = None) -> Iterato
     Raises:
         OSError: It does not come up.
     """
-    if not port:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+    with socket.socket() as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            free.bind(("127.0.0.1", port))
+        except OSError as error:  # or another service would answer in the place of this one
+            raise OSError(f"Can't listen on 127.0.0.1:{port}: {error.strerror}.") from None
+        port = free.getsockname()[1]
     command = [
         "-m",
         "model_optimization.deployment.fastapi_server",
@@ -259,7 +263,7 @@ def try_out(address: str, texts: Sequence[str], bundle: OnnxClassifier) -> dict[
     def remember(number: int, content: bytes) -> None:
         answers[number] = json.loads(content)["predictions"][0]["label"]
 
-    target = Target(f"{address}/predict", bodies_of(texts), on_answer=remember)
+    target = Target(f"{address}/predict", bodies_of(texts), headers=key_header(), on_answer=remember)
     alone = closed_loop(target, 1, len(texts), what="one request at a time").figures()["throughput"]
     crowd = closed_loop(target, 32, 4 * len(texts), what="32 clients at once").figures()["throughput"]
     expected = [found.label for found in bundle.predict(texts, batch_size=1)]  # in company dynamic INT8 may differ
@@ -278,7 +282,7 @@ def watch(address: str, texts: Sequence[str]) -> bool:
         OSError: The monitor tests nothing.
     """
     before = _drift(address)["windows"]
-    target = Target(f"{address}/predict", bodies_of(texts))
+    target = Target(f"{address}/predict", bodies_of(texts), headers=key_header())
     for _ in range(60):  # just after a window it passes texts over, so as not to take the processor
         closed_loop(target, 8, len(texts), what="watch for drift")
         for _ in range(10):
@@ -290,7 +294,8 @@ def watch(address: str, texts: Sequence[str]) -> bool:
 
 
 def _drift(address: str) -> dict[str, Any]:
-    with urllib.request.urlopen(f"{address}/drift", timeout=10) as response:
+    request = urllib.request.Request(f"{address}/drift", headers=key_header())
+    with urllib.request.urlopen(request, timeout=10) as response:
         report: dict[str, Any] = json.load(response)
         return report
 
@@ -303,6 +308,10 @@ def chain(config: ChainConfig) -> None:
     data = config.load()
     subject = load_subject(config.model, config.max_length)
     check_labels(subject, data)
+    evenly(config.layers, subject.model.config.num_hidden_layers)  # or it would fail in the middle
+    if len(held_out(data)) < 4 * FEWEST:
+        raise InputError(f"validation and test must have {4 * FEWEST} texts together, for the drift monitor. "
+                         f"{data.name} has {len(held_out(data))}.")  # fmt: skip
     run = Run(PROJECT, MODULE, "chain", config, name=config.run)
     named = list(variants_of(subject, data, config, run.folder / "bundles"))
     variants = compare(named, data, config.repeats)
@@ -341,11 +350,16 @@ def figures_of(variants: Sequence[Variant], best: Variant) -> dict[str, Any]:
     return metrics
 
 
+def held_out(data: Data) -> list[str]:
+    """Return the texts that no model has learned from, each once."""
+    return list(dict.fromkeys(data.texts("validation") + data.texts("test")))
+
+
 def serve_and_watch(bundle: OnnxClassifier, data: Data, folder: Path) -> dict[str, float]:
     """Serve a bundle for a moment: throughput, labels, and what its monitor makes of texts without and with typos."""
-    held_out = data.texts("validation") + data.texts("test")
-    window = min(200, len(held_out) // 4)
-    known, fresh = held_out[window:], held_out[:window]
+    texts = held_out(data)
+    window = min(200, len(texts) // 4)
+    known, fresh = texts[window:], texts[:window]
     logits, embeddings = bundle.outputs(known)
     monitor = DriftMonitor.fit(softmax(logits), embeddings, bundle.label_names, window=window, model=bundle.version)
     monitor.save(folder / "monitor")

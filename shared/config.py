@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import os
 import re
 import shlex
@@ -194,7 +195,7 @@ def command_line(module: str, command: str, config: Any) -> str:
 
 def check_range(name: str, value: float, low: float, high: float = float("inf"), *, open_low: bool = False) -> None:
     """Raise an :class:`InputError` unless ``low <= value <= high`` (``low < value`` with ``open_low``)."""
-    if not (low < value if open_low else low <= value) or value > high:
+    if not (low < value if open_low else low <= value) or value > high or not math.isfinite(value):
         interval = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if high == float('inf') else ']'}"
         raise InputError(f"{name} must be in {interval}. Got {value}.")
 

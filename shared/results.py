@@ -12,12 +12,16 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from shared.config import command_line, run_commands, to_yaml
 from shared.errors import InputError
@@ -103,6 +107,36 @@ class Run:
             "metrics": metrics,
         }
         write_atomic(self.folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+
+
+def resume_flags(folder: Path) -> str:
+    """Return the flags that go on with a run."""
+    return f"--config {shlex.quote(str(folder / 'config.yaml'))} --run {shlex.quote(folder.name)} --resume true"
+
+
+def check_resumable(folder: Path, config: Any, also: Sequence[str] = ()) -> None:
+    """Make sure that going on with a run would be the same run.
+
+    Args:
+        folder: Of the run.
+        config: The configuration it would go on with.
+        also: Fields that must be as they were though they are not of the recipe, such as the seed.
+
+    Raises:
+        InputError: There is no such run, it was begun with another recipe, or it is finished.
+    """
+    if not (folder / "config.yaml").exists():
+        raise InputError(f"There is no run {folder} to go on with.", hint="the same without --resume")
+    before = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    recipe = [field.name for field in fields(config) if field.metadata.get("recipe", True)]
+    changed = [name for name in (*recipe, *also) if before.get(name) != getattr(config, name)]
+    if changed:
+        raise InputError(
+            f"{folder} was begun with another {', '.join(changed)}, so going on would not be the same run.",
+            hint=f"{resume_flags(folder)}; or another --run",
+        )
+    if (folder / "results.json").exists():
+        raise InputError(f"{folder} is finished: it has results.json.", hint="another --run")
 
 
 def _unused_name(folder: Path, command: str) -> str:

@@ -14,7 +14,6 @@ import json
 import logging
 import math
 import re
-import shlex
 import shutil
 import statistics
 import sys
@@ -22,7 +21,7 @@ import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +29,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 from rich.markup import escape
 from torch import Tensor
 
@@ -56,7 +54,7 @@ from shared.config import check_range, run_commands
 from shared.errors import InputError
 from shared.logs import console, progress_bar
 from shared.plots import plot_curves
-from shared.results import OUTPUTS, Run, write_atomic
+from shared.results import OUTPUTS, Run, check_resumable, resume_flags, write_atomic
 from shared.runtime import StopRequest, pick_device, pick_dtype, set_threads
 from shared.tracking import Tracker, read_metrics
 
@@ -528,31 +526,6 @@ def last_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def resume_flags(folder: Path) -> str:
-    """Return the flags that go on with a run."""
-    return f"--config {shlex.quote(str(folder / 'config.yaml'))} --run {shlex.quote(folder.name)} --resume true"
-
-
-def check_resumable(folder: Path, config: TrainConfig) -> None:
-    """Make sure that going on with a run would be the same run.
-
-    Raises:
-        InputError: There is no such run, it was begun with another recipe, or it is finished.
-    """
-    if not (folder / "config.yaml").exists():
-        raise InputError(f"There is no run {folder} to go on with.", hint="the same without --resume")
-    before = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    recipe = [f.name for f in fields(config) if f.metadata.get("recipe", True)]
-    changed = [name for name in (*recipe, "seeds") if before.get(name) != getattr(config, name)]
-    if changed:
-        raise InputError(
-            f"{folder} was begun with another {', '.join(changed)}, so going on would not be the same run.",
-            hint=f"{resume_flags(folder)}; or another --run",
-        )
-    if (folder / "results.json").exists():
-        raise InputError(f"{folder} is finished: it has results.json.", hint="another --run")
-
-
 @contextmanager
 def begin(config: TrainConfig, command: str) -> Iterator[tuple[Run | None, Path]]:
     """Start or go on with a run; of several processes the first has it, and all know its folder.
@@ -569,7 +542,7 @@ def begin(config: TrainConfig, command: str) -> Iterator[tuple[Run | None, Path]
     # The others wait while the first measures, longer than the ten minutes that are usual.
     state = PartialState(cpu=pick_device(config.device).type == "cpu", timeout=timedelta(days=1))
     if config.resume:
-        check_resumable(OUTPUTS / PROJECT / config.run, config)
+        check_resumable(OUTPUTS / PROJECT / config.run, config, also=("seeds",))
     first = state.is_main_process
     run = Run(PROJECT, MODULE, command, config, name=config.run, resume=config.resume) if first else None
     [folder] = broadcast_object_list([run.folder if run else None])

@@ -37,7 +37,7 @@ from shared.checkpoints import read_checkpoint, save_checkpoint, select
 from shared.config import check_range, run_commands
 from shared.errors import InputError, MissingPackageError
 from shared.logs import progress_bar
-from shared.results import OUTPUTS, Run
+from shared.results import OUTPUTS, Run, check_resumable
 from shared.runtime import StopRequest, pick_device, pick_dtype, set_threads
 from shared.sources import Source, hub_errors, resolve
 from shared.tracking import Tracker
@@ -153,7 +153,11 @@ def _read(source: Source, text: str, label: str) -> dict[str, list[tuple[str, st
     for split in ("train", "validation", "test"):
         if split in loaded:
             rows = zip(loaded[split][text], loaded[split][label], strict=True)
-            splits[split] = [(line, to_name(value)) for line, value in rows if line and value not in (None, -1, "")]
+            splits[split] = [
+                (str(line), to_name(value))
+                for line, value in rows
+                if line not in (None, "") and value not in (None, -1, "")
+            ]
     if not splits.get("train"):
         raise InputError(f"{source} has no labeled text in train.")
     if not splits.get("validation"):
@@ -192,7 +196,7 @@ class Subject(Classifier):
         if model.config.num_labels != len(label_names):
             raise InputError(f"{name} gives {model.config.num_labels} logits for {len(label_names)} label names.")
         self.model, self.tokenizer, self.label_names, self.name = model, tokenizer, list(label_names), name
-        self.max_length = min(max_length, getattr(model.config, "max_position_embeddings", max_length))
+        self.max_length = min(max_length, positions(model))
         self.encoder = TextEncoder(self.tokenizer_json, self.max_length)
 
     @property
@@ -222,6 +226,14 @@ class Subject(Classifier):
 
         save_pretrained(self.model, folder)
         self.tokenizer.save_pretrained(folder)
+
+
+def positions(model: Any) -> int:
+    """Return how many tokens a model has positions for; those of RoBERTa's kind lie behind the padding's number."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and hasattr(module, "num_embeddings"):
+            return int(module.num_embeddings) - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return int(getattr(model.config, "max_position_embeddings", 2**31))
 
 
 def accuracy(classifier: Classifier, data: Data, split: str = "test") -> float:
@@ -279,8 +291,8 @@ def load_subject(name: str, max_length: int = 128) -> Subject:
     return Subject(model.eval(), tokenizer, names, str(source), max_length)
 
 
-def new_subject(base: str, data: Data, max_length: int = 128) -> Subject:
-    """Put an untrained head on an encoder: ``builtin:minilm``, a folder or a hub id."""
+def new_subject(base: str, data: Data, max_length: int = 128, seed: int = 0) -> Subject:
+    """Put an untrained head, drawn with ``seed``, on an encoder: ``builtin:minilm``, a folder or a hub id."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils import logging as transformers_logging
@@ -290,6 +302,7 @@ def new_subject(base: str, data: Data, max_length: int = 128) -> Subject:
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # a new head is what we want
     transformers_logging.disable_progress_bar()
+    torch.manual_seed(seed)
     try:
         with hub_errors(source, f"builtin:{BASE}"):
             model = AutoModelForSequenceClassification.from_pretrained(
@@ -426,6 +439,8 @@ def train(
     if device.type == "cpu" and dtype == torch.bfloat16:
         model.set_attn_implementation("eager")  # the fused one goes back slowly there
     accelerator = Accelerator(cpu=device.type == "cpu")
+    if also is not None:
+        also.to(accelerator.device)
     torch.manual_seed(recipe.seed)
     ids = encoder.encode([text for text, _ in rows])
     lengths = [len(row) for row in ids]
@@ -481,7 +496,8 @@ def train(
                 loss, figures = loss_function(trained, batch)
             accelerator.backward(loss)
             for weight in also.parameters() if also is not None else ():
-                weight.grad = accelerator.reduce(weight.grad, "mean")  # the model's are averaged by its wrapper
+                if weight.grad is not None:
+                    weight.grad = accelerator.reduce(weight.grad, "mean")  # the model's are averaged by its wrapper
             accelerator.clip_grad_norm_(trained.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -550,10 +566,7 @@ def fine_tune(
     folder: Path | None = None, tracker: Tracker | None = None,
 ) -> Subject:  # fmt: skip
     """Train a classifier on a data set; see :func:`new_subject` and :func:`train`."""
-    import torch
-
-    torch.manual_seed(recipe.seed)
-    subject = new_subject(base, data, max_length)
+    subject = new_subject(base, data, max_length, recipe.seed)
     train(
         subject.model, subject.encoder, data.splits["train"], recipe, what="fine-tune", folder=folder, tracker=tracker
     )
@@ -681,6 +694,8 @@ def learning(module: str, command: str, config: LearnConfig) -> Iterator[Learnin
 
     # The others wait while the first measures, longer than the ten minutes that are usual
     state = PartialState(cpu=pick_device(config.device).type == "cpu", timeout=timedelta(days=1))
+    if config.resume:
+        check_resumable(OUTPUTS / PROJECT / config.run, config, also=("seed",))
     first = state.is_main_process
     run = Run(PROJECT, module, command, config, name=config.run, resume=config.resume) if first else None
     [folder] = broadcast_object_list([run.folder if run else None])

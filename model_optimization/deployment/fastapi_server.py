@@ -122,9 +122,10 @@ class ServeConfig:
     drift: str = ""
     """Watch live traffic with the monitor in this folder, as monitoring.drift_detection saved it; shown at /drift."""
     drift_share: float = 0.2
-    """Most of one core's time that the monitor's tests may take, in (0, 1]; beyond, texts pass unseen."""
+    """Most of one core's time that the monitor's tests may take, in (0, 1]; beyond, texts pass unseen. Each worker has
+    a monitor, and this share, of its own."""
     webhook: str = ""
-    """Where the monitor posts its alerts as JSON; http or https."""
+    """Where the monitor of each worker posts its alerts as JSON; http or https."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -159,8 +160,12 @@ class Observer(Protocol):
 
     model: str
 
-    def observe(self, probabilities: NDArray[Any], embeddings: NDArray[Any]) -> None:
-        """Take in a batch: (N, labels) and (N, C). Called from one thread, which no client waits for."""
+    def observe(self, probabilities: NDArray[Any], embeddings: NDArray[Any]) -> int:
+        """Take in a batch: (N, labels) and (N, C). Called from one thread, which no client waits for.
+
+        Returns:
+            How many of the N texts it took; it may pass over some, to save time.
+        """
 
 
 # --- What comes in and goes out ---------------------------------------------------------------------------------------
@@ -565,7 +570,7 @@ class Watcher:
 
     Args:
         observer: Who wants to see it.
-        count: Is told how many texts were ``seen``, ``dropped`` or ``failed``.
+        count: Is told how many texts were ``seen``, ``passed_over``, ``dropped`` or ``failed``.
         room: Batches that may wait.
     """
 
@@ -594,8 +599,9 @@ class Watcher:
         said = False
         while (outputs := self.batches.get()) is not None:
             try:
-                self.observer.observe(*outputs)
-                self.count("seen", len(outputs[0]))
+                seen = self.observer.observe(*outputs)
+                self.count("seen", seen)
+                self.count("passed_over", len(outputs[0]) - seen)
             except Exception:  # whatever it is, the service goes on
                 self.count("failed", len(outputs[0]))
                 if not said:  # once: the next batch would fail the same way
@@ -1064,6 +1070,15 @@ class Service:
                 os.kill(parent.pid, signal.SIGHUP)
 
 
+def monitor_of(config: ServeConfig) -> Observer | None:
+    """Load the monitor of ``config.drift``, if any; see :func:`create_app`."""
+    if not config.drift:
+        return None
+    from model_optimization.monitoring.drift_detection import DriftMonitor
+
+    return DriftMonitor.load(config.drift, webhook=config.webhook, busy_share=config.drift_share)
+
+
 def create_app(
     config: ServeConfig | None = None, observer: Observer | None = None, *, news: Path | None = None
 ) -> FastAPI:
@@ -1079,10 +1094,7 @@ def create_app(
         InputError: It is damaged.
     """
     config = config or ServeConfig()
-    if observer is None and config.drift:
-        from model_optimization.monitoring.drift_detection import DriftMonitor
-
-        observer = DriftMonitor.load(config.drift, webhook=config.webhook, busy_share=config.drift_share)
+    observer = observer or monitor_of(config)
     service = Service(config, observer, news)
     app = FastAPI(title="Text classification", version="1", description=(__doc__ or "").replace("    ", ""),
                   lifespan=service.lifespan, redoc_url=None)  # fmt: skip
@@ -1191,7 +1203,8 @@ def _worker(config: ServeConfig, listener: socket.socket, news: Path) -> None:
     threading.Thread(target=follow_parent, daemon=True).start()
     try:
         run(config, listener, news)
-    except (InputError, OSError):  # which the log tells of
+    except (InputError, OSError) as error:
+        logger.error("the worker ends: %s", error)
         sys.exit(1)
 
 
@@ -1231,7 +1244,8 @@ def run_workers(config: ServeConfig, listener: socket.socket) -> None:
                 number = signals.get()
                 stopping = stopping or number != signal.SIGHUP
                 for worker in workers:
-                    os.kill(worker.pid, number if number == signal.SIGHUP else signal.SIGTERM)
+                    with suppress(ProcessLookupError):  # it died just now
+                        os.kill(worker.pid, number if number == signal.SIGHUP else signal.SIGTERM)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -1260,7 +1274,8 @@ def serve(config: ServeConfig) -> None:
         if config.workers == 1:
             run(config, listener)
         else:
-            ServedModel(Path(config.bundle), config)  # a bundle that can't be served is told of here, once
+            ServedModel(Path(config.bundle), config)  # what can't be served is told of here, once
+            monitor_of(config)
             run_workers(config, listener)
 
 

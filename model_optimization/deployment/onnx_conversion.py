@@ -17,7 +17,8 @@ import logging
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,7 +148,7 @@ def length_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int
         yield order[first : first + batch_size]
 
 
-class Classifier:
+class Classifier(ABC):
     """What PyTorch models and bundles have in common: texts → ids → logits and embeddings → labels.
 
     Attributes:
@@ -160,9 +161,9 @@ class Classifier:
     label_names: list[str]
     name: str
 
+    @abstractmethod
     def run(self, ids: Sequence[Sequence[int]]) -> tuple[Vectors, Vectors]:
         """Compute one batch: B lists of ids → logits (B, labels) and embeddings (B, C)."""
-        raise NotImplementedError
 
     def logits(self, texts: Sequence[str], batch_size: int = 32) -> Vectors:
         """Compute the logits of any number of texts, (N, labels)."""
@@ -484,6 +485,42 @@ def gate(
     return figures
 
 
+def build(
+    make: Callable[[Path], OnnxClassifier], folder: Path, before: Classifier, data: Data, most_loss: float
+) -> tuple[OnnxClassifier, dict[str, float]]:
+    """Make a bundle beside its place, and put it there only if the gate lets it through.
+
+    Args:
+        make: Folder → the bundle in it.
+        folder: Its place; a bundle that lies there is replaced.
+        before: What it is held against.
+        data: See :func:`gate`.
+        most_loss: See :func:`gate`.
+
+    Returns:
+        The bundle in its place, and the figures of the gate.
+
+    Raises:
+        GateError: See :func:`gate`; then what lay in the folder is there as before.
+        InputError: ``before`` itself lies there.
+    """
+    check_other(before, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
+        made = make(Path(place) / folder.name)
+        figures = gate(before, made, data, most_loss=most_loss)
+        folder.mkdir(exist_ok=True)
+        for name in (MODEL, TOKENIZER, CARD):  # the card last, as in write_bundle
+            (made.folder / name).replace(folder / name)
+    return OnnxClassifier(folder), figures
+
+
+def check_other(source: Classifier, folder: Path) -> None:
+    """Raise an :class:`InputError` where a bundle would be written over by what is made of it."""
+    if isinstance(source, OnnxClassifier) and folder.resolve() == source.folder.resolve():
+        raise InputError(f"{folder} would be written over.", hint="another --output")
+
+
 # --- Commands ---------------------------------------------------------------------------------------------------------
 
 
@@ -511,8 +548,8 @@ class PredictConfig:
 
     bundle: str = "outputs/model_optimization/bundles/float32"
     """The bundle's folder."""
-    text: list[str] = field(default_factory=list)
-    """Texts; by default the lines of standard input."""
+    text: str = ""
+    """The text; by default each line of standard input is one."""
     threads: int = 1
     """CPU threads; 0 is all cores."""
 
@@ -536,7 +573,7 @@ def describe(bundle: OnnxClassifier) -> str:
 
 def predict_command(config: PredictConfig) -> None:
     """Label, a line a text: label, probability, text."""
-    texts = config.text or [line.rstrip("\n") for line in sys.stdin]
+    texts = [config.text] if config.text else [line.rstrip("\n") for line in sys.stdin]
     for text, found in zip(texts, OnnxClassifier(config.bundle, config.threads).predict(texts), strict=True):
         sys.stdout.write(f"{found.label}\t{found.probability:.3f}\t{text}\n")
 

@@ -28,6 +28,7 @@ from model_optimization.builtin.subject import (
     check_labels,
     learning,
     load_subject,
+    positions,
     train,
 )
 from model_optimization.deployment.onnx_conversion import TextEncoder, length_batches, pad
@@ -202,7 +203,7 @@ def _train_mlm(config: DistilBertConfig) -> None:
     stack = body.transformer if hasattr(body, "transformer") else body.encoder
     stack.layer = torch.nn.ModuleList(stack.layer[layer] for layer in kept)
     student.config.num_hidden_layers = len(kept)
-    encoder = TextEncoder(tokenizer.backend_tokenizer.to_str(), config.max_length)
+    encoder = TextEncoder(tokenizer.backend_tokenizer.to_str(), min(config.max_length, positions(teacher)))
     loss = MaskedLanguageLoss(
         teacher, tokenizer, soft=config.soft, task=config.task, cosine=config.cosine, temperature=config.temperature,
         seed=config.seed,

@@ -12,6 +12,8 @@ change of the learning rate. W is a learned matrix where the widths differ, and 
     python -m model_optimization.distillation.teacher_student distill --teacher textattack/bert-base-uncased-SST-2 \
         --student google/bert_uncased_L-4_H-256_A-4 --data my-folder
     accelerate launch -m model_optimization.distillation.teacher_student distill --batch_size 16
+
+Two processes on one CPU: ``accelerate launch --multi_gpu --num_processes 2 -m … distill --device cpu``.
 """
 
 from __future__ import annotations
@@ -231,6 +233,8 @@ def distill(
     Returns:
         The student.
     """
+    import torch
+
     if teacher.label_names != student.label_names:
         raise InputError(
             f"{teacher.name} and {student.name} have other labels: {', '.join(teacher.label_names)} and "
@@ -238,6 +242,7 @@ def distill(
         )
     if teacher.encoder.tokenizer.get_vocab() != student.encoder.tokenizer.get_vocab():
         raise InputError(f"{teacher.name} and {student.name} have other vocabularies: the same ids must mean the same.")
+    torch.manual_seed(recipe.seed)  # projections begin the same in every process and run
     loss = DistillationLoss(teacher.model, student.model, terms or Terms())
     train(
         student.model, student.encoder, rows, recipe, loss, what=what, also=loss.projections,
@@ -323,7 +328,7 @@ def distill_command(config: DistillConfig) -> None:
     teacher = load_subject(config.teacher, config.max_length)
     check_labels(teacher, data)
     if config.student:
-        student = new_subject(config.student, data, config.max_length)
+        student = new_subject(config.student, data, config.max_length, config.seed)
     else:
         student = keep_layers(teacher, evenly(config.layers, teacher.model.config.num_hidden_layers))
     with learning(MODULE, "distill", config) as its:

@@ -572,7 +572,7 @@ class DriftMonitor:
         """The version of the classifier whose outputs it compares; empty where that was not said."""
         return self.settings.model
 
-    def observe(self, probabilities: Floats, embeddings: Floats) -> None:
+    def observe(self, probabilities: Floats, embeddings: Floats) -> int:
         """Take in the outputs of live texts, and test each window that gets full.
 
         Testing takes a few tenths of a second and 100 MB with a reference of 1,000, in the caller's thread: call it
@@ -582,6 +582,9 @@ class DriftMonitor:
             probabilities: (M, K), M ≥ 0.
             embeddings: (M, C).
 
+        Returns:
+            M, or 0 where it passes these texts over; see ``busy_share``.
+
         Raises:
             InputError: Shapes don't fit or something is no number; none of these texts is taken in.
         """
@@ -589,16 +592,17 @@ class DriftMonitor:
         with self._lock:
             if time.monotonic() < self._ready_at:
                 self.passed_over += len(probabilities)
-                return
+                return 0
             self._waiting.append((probabilities, embeddings))
             full = self._full_windows()
+        started = time.monotonic()
         for number, window in full:
-            started = time.monotonic()
             result = self.test_window(*window, number)
             with self._lock:
                 now = time.monotonic()
-                self._ready_at = now + (now - started) * (1 / self.busy_share - 1)
+                self._ready_at = now + (now - started) * (1 / self.busy_share - 1)  # for all of these windows
                 self._remember(result, window)
+        return len(probabilities)
 
     def _full_windows(self) -> list[tuple[int, tuple[Floats, Floats]]]:
         """Cut full windows off what waits; the caller holds the lock."""

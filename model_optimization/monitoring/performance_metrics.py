@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -271,7 +272,7 @@ class Load:
             ``requests``, ``throughput`` (answers of any status a second), ``goodput`` (200s within the limit a second),
             ``rejected`` (share of 429 and 503), ``failed`` (share of all else but 200), ``p50``, ``p95``, ``p99`` of
             200s in ms (infinite without any), ``late_p99`` in ms, and where measured ``memory_first``, ``memory_peak``,
-            ``memory_last`` in MB and ``probe_max`` in ms.
+            ``memory_last`` in MB, ``probe_max`` in ms and ``probe_failed``, a number of probes.
         """
         counts, latencies = Counter(self.statuses), self.accepted() * 1000
         total = max(1, len(self.statuses))
@@ -289,7 +290,9 @@ class Load:
             held = [megabytes for _, megabytes in self.memory]
             figures |= {"memory_first": held[0], "memory_peak": max(held), "memory_last": held[-1]}
         if self.probes:
-            figures["probe_max"] = max(self.probes) * 1000
+            answered_probes = [seconds for seconds in self.probes if np.isfinite(seconds)]
+            figures["probe_max"] = max(answered_probes, default=float("inf")) * 1000
+            figures["probe_failed"] = len(self.probes) - len(answered_probes)
         return figures
 
 
@@ -352,6 +355,12 @@ def bodies_of(texts: Sequence[str], template: str = '{"texts": ["{text}"]}') -> 
     return [template.replace('"{text}"', json.dumps(text)).encode() for text in texts]
 
 
+def key_header() -> dict[str, str]:
+    """Return the header with the service's key, from OPTIMIZATION_API_KEY in the environment; nothing without one."""
+    key = os.environ.get("OPTIMIZATION_API_KEY")
+    return {"X-API-Key": key} if key else {}
+
+
 def due_times(rate: float, seconds: float, *, poisson: bool = False, seed: int = 0) -> NDArray[np.float64]:
     """Return the seconds at which requests are due, in [0, seconds): ``rate`` a second, evenly or at random.
 
@@ -387,6 +396,8 @@ def open_loop(
         ConnectionError: Nothing answers at the address.
     """
     due = due_times(rate, seconds, poisson=poisson, seed=seed)
+    if not len(due):
+        raise InputError("No request is due in that time.", hint="a higher rate, or more seconds")
 
     async def load(session: _Session) -> float | None:
         started = time.perf_counter()
@@ -468,8 +479,6 @@ async def _post(client: aiohttp.ClientSession, url: str, body: bytes) -> tuple[i
 async def _measure(
     target: Target, load: Callable[[_Session], Coroutine[Any, Any, float | None]], count: int, what: str
 ) -> Load:
-    # aiohttp, because a request takes a fifth of the processor's time that it does with httpx: the generator often
-    # shares a machine with the server, and what it takes, the server lacks
     watcher = _Watcher(target)
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(target.timeout),
@@ -514,7 +523,7 @@ class _Watcher:
             self._process = subprocess.Popen([sys.executable, "-c", code, self.target.probe], stdin=subprocess.PIPE,
                                              stdout=subprocess.PIPE, text=True)  # fmt: skip
             assert self._process.stdout
-            self.probes.append(float(self._process.stdout.readline() or "inf"))  # it has begun
+            self._process.stdout.readline()  # it has begun
 
     def __exit__(self, *_: object) -> None:
         if self.target.pid:
@@ -538,7 +547,14 @@ class _Watcher:
 
 
 def probe(url: str) -> None:
-    """Read an address ten times a second until standard input ends, and print the seconds of each, inf if it failed."""
+    """Read an address ten times a second until standard input ends; then print the seconds of each, inf if it failed.
+
+    The first line is empty, and tells that it has begun. Ctrl-C is left to the process that started this one.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    found: list[float] = []
     waiting: list[Any] = []
     while not waiting:
         started = time.perf_counter()
@@ -546,11 +562,11 @@ def probe(url: str) -> None:
             with urllib.request.urlopen(url, timeout=5) as answer:
                 answer.read()
             seconds = time.perf_counter() - started
-        except (OSError, http.client.HTTPException):  # any status but a good one is an OSError too
+        except (OSError, ValueError, http.client.HTTPException):  # any status but a good one is an OSError too
             seconds = float("inf")
-        sys.stdout.write(f"{seconds}\n")
-        sys.stdout.flush()
+        found.append(seconds)
         waiting = select.select([sys.stdin], [], [], 0.1)[0]
+    sys.stdout.write("".join(f"{seconds}\n" for seconds in found))
 
 
 def _run(coroutine: Coroutine[Any, Any, Result]) -> Result:
@@ -830,9 +846,7 @@ class TargetConfig:
         from model_optimization.monitoring.drift_detection import read_texts
 
         bodies = bodies_of(read_texts(self.texts)[0], self.body)
-        key = os.environ.get("OPTIMIZATION_API_KEY")
-        headers = {"X-API-Key": key} if key else {}
-        return Target(self.url, bodies, self.timeout, self.most_open, headers, self.pid, self.probe)
+        return Target(self.url, bodies, self.timeout, self.most_open, key_header(), self.pid, self.probe)
 
 
 @dataclass
@@ -872,9 +886,9 @@ def load_command(config: LoadConfig) -> None:
     figures = load.figures(config.limit_ms)
     plot_load(load, run.folder / "load.png")
     statuses = {f"status {name}": count for name, count in sorted(Counter(load.statuses).items())}
-    metrics = {name: value for name, value in figures.items() if np.isfinite(value)} | statuses
+    metrics = {name: value for name, value in figures.items() if np.isfinite(value)} | statuses  # JSON knows no inf
     run.finish(model=config.url, data=config.texts, seed=config.seed, metrics=metrics)
-    sys.stdout.write("".join(f"{name:14} {value:.4g}\n" for name, value in metrics.items()))
+    sys.stdout.write("".join(f"{name:14} {value:.4g}\n" for name, value in (figures | statuses).items()))
     if load.generator_was_late():
         logger.warning("the generator itself was late (late_p99): latencies and rejections are in part its own")
     logger.info("plot and figures in %s", run.folder)

@@ -113,11 +113,12 @@ def gradual(model: Any, final: float, scope: Scope = "global", *, until: float =
         every: Steps between two searches for what stays; then the masks are found anew.
     """
     weights = list(prunable(model).values())
-    kept = masks(weights, 0.0, scope)
+    kept: list[Tensor] = []
 
     def after_step(step: int, total: int) -> None:
         progress = step / max(1.0, total * until)
-        if (step % every == 0 and progress <= 1) or step == max(1, round(total * until)):
+        due = (step % every == 0 and progress <= 1) or step == max(1, round(total * until))
+        if due or not kept:  # a training that goes on begins in the middle
             kept[:] = masks(weights, sparsity_at(progress, final), scope)
         apply_masks(weights, kept)
 

@@ -287,8 +287,7 @@ def prune_vocabulary(subject: Subject, texts: Sequence[str], size: int) -> Subje
     content["model"]["vocab"] = {token: new_ids[i] for token, i in vocabulary.items() if i in new_ids}
     for token in content["added_tokens"]:
         token["id"] = new_ids[token["id"]]
-    for token in (content["post_processor"] or {}).get("special_tokens", {}).values():
-        token["ids"] = [new_ids[i] for i in token["ids"]]
+    renumber(content["post_processor"], new_ids)
     model = copy.deepcopy(subject.model)
     old = model.get_input_embeddings()
     pad_id = None if old.padding_idx is None else new_ids[old.padding_idx]
@@ -303,6 +302,19 @@ def prune_vocabulary(subject: Subject, texts: Sequence[str], size: int) -> Subje
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(content)), **tokens)
     name = f"{subject.name}, {size:,} tokens"
     return type(subject)(model, tokenizer, subject.label_names, name, subject.max_length)
+
+
+def renumber(processor: dict[str, Any] | None, new_ids: dict[int, int]) -> None:
+    """Renew the ids in a tokenizer's post-processor, in place: each kind keeps them elsewhere."""
+    if not processor:
+        return
+    for token in processor.get("special_tokens", {}).values():  # TemplateProcessing
+        token["ids"] = [new_ids[i] for i in token["ids"]]
+    for key in ("cls", "sep"):  # BertProcessing and RobertaProcessing: (token, id)
+        if key in processor:
+            processor[key] = [processor[key][0], new_ids[processor[key][1]]]
+    for part in processor.get("processors", ()):  # Sequence
+        renumber(part, new_ids)
 
 
 # --- Saving and loading -----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +25,10 @@ from model_optimization.deployment.onnx_conversion import (
     MODEL,
     TOKENIZER,
     OnnxClassifier,
+    build,
+    check_other,
     convert,
     describe,
-    gate,
     length_batches,
     measured,
     pad,
@@ -193,8 +194,9 @@ def quantize_dynamic_bundle(
         model = _quantize_dynamic(graph, reduce_range)
         error = 0.0
         if exact is not None:
-            made = derived(source, folder, model, "dynamic INT8")
-            error = float(np.abs(made.logits(texts) - exact).mean())
+            with tempfile.TemporaryDirectory() as place:
+                tried = derived(source, Path(place), model, "dynamic INT8")
+            error = float(np.abs(tried.logits(texts) - exact).mean())
         if best is None or error < best[0]:
             best = error, strength, model
     assert best is not None
@@ -226,8 +228,7 @@ def derived(
     source: OnnxClassifier, folder: Path, model: bytes, technique: str, data: Data | None = None
 ) -> OnnxClassifier:
     """Write a bundle that differs from another in its model alone, and measure it."""
-    if folder.resolve() == source.folder.resolve():
-        raise InputError(f"{folder} would be written over.", hint="another --output")
+    check_other(source, folder)
     techniques = [name for name in source.card.techniques if name != "float32"]
     card = replace(source.card, techniques=[*techniques, technique], accuracy=None)
     write_bundle(folder, model, (source.folder / TOKENIZER).read_text(encoding="utf-8"), card)
@@ -277,9 +278,14 @@ class QuantizeConfig:
     texts: int = 256
     """Texts of the train split to smooth or calibrate on; 0 smooths nothing."""
     most_loss: float = 0.01
-    """Accuracy that may be lost, in [0, 1]; more is an error."""
+    """Accuracy that may be lost, in [0, 1]; more is an error, and leaves no bundle."""
     reduce_range: bool = True
     """Weights in 7 bits, which every processor adds without overflow."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_range("texts", self.texts, 0)
+        check_range("most_loss", self.most_loss, 0, 1)
 
     def source(self) -> OnnxClassifier:
         """Return the float32 bundle."""
@@ -298,15 +304,16 @@ def quantize_command(config: QuantizeConfig) -> None:
     source = config.source()
     logger.info("8-bit arithmetic of this processor: %s", ", ".join(processor_flags()) or "unknown")
     texts = data.texts("train")[: config.texts]
-    made = quantize_dynamic_bundle(source, Path(config.output), texts, reduce_range=config.reduce_range, data=data)
-    report(source, made, data, config.most_loss)
+
+    def make(folder: Path) -> OnnxClassifier:
+        return quantize_dynamic_bundle(source, folder, texts, reduce_range=config.reduce_range, data=data)
+
+    report(*build(make, Path(config.output), source, data, config.most_loss))
 
 
-def report(source: OnnxClassifier, made: OnnxClassifier, data: Data, most_loss: float) -> None:
-    """Print what became of a bundle, and raise where the gate does not let it through."""
-    sys.stdout.write(describe(made))
-    figures = gate(source, made, data, most_loss=most_loss)
-    sys.stdout.write("".join(f"{name} {value:.4g}\n" for name, value in figures.items()))
+def report(made: OnnxClassifier, figures: Mapping[str, float]) -> None:
+    """Print what became of a bundle, and what the gate measured."""
+    sys.stdout.write(describe(made) + "".join(f"{name} {value:.4g}\n" for name, value in figures.items()))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +35,8 @@ from model_optimization.builtin.subject import (
 from model_optimization.deployment.onnx_conversion import (
     Card,
     OnnxClassifier,
+    build,
     export_graph,
-    gate,
     measured,
     write_bundle,
 )
@@ -114,9 +115,9 @@ class ActivationQuantizer(nn.Module):
         return fake_quantize(values, *self.grid(), 0, 255)
 
 
-def channel_scales(weight: Tensor) -> Tensor:
-    """Return a scale for each row of a matrix, (out, 1): its largest weight becomes ±127."""
-    return (weight.detach().abs().amax(1, keepdim=True) / 127).clamp(min=1e-8)
+def channel_scales(weight: Tensor, most: int = 127) -> Tensor:
+    """Return a scale for each row of a matrix, (out, 1): its largest weight becomes ±``most``."""
+    return (weight.detach().abs().amax(-1, keepdim=True) / most).clamp(min=1e-8)
 
 
 class QuantizedLinear(nn.Module):
@@ -125,21 +126,23 @@ class QuantizedLinear(nn.Module):
     Args:
         linear: The layer; its weights are shared, not copied.
         inputs: Rounds its input; layers that read the same tensor share one.
+        most: Largest whole number of a weight: 127 of 8 bits, 63 of 7.
     """
 
     whole: Tensor
     scales: Tensor
 
-    def __init__(self, linear: nn.Linear, inputs: ActivationQuantizer) -> None:
+    def __init__(self, linear: nn.Linear, inputs: ActivationQuantizer, most: int = 127) -> None:
         super().__init__()
+        self.most = most
         self.weight, self.bias, self.inputs = linear.weight, linear.bias, inputs
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.exporting = False
 
     def freeze(self) -> None:
         """Keep the weights as the whole numbers that will be exported, (in, out)."""
-        scales = channel_scales(self.weight)
-        whole = (self.weight.detach() / scales).round().clamp(-127, 127).to(torch.int8)
+        scales = channel_scales(self.weight, self.most)
+        whole = (self.weight.detach() / scales).round().clamp(-self.most, self.most).to(torch.int8)
         self.register_buffer("whole", whole.T.contiguous(), persistent=False)
         self.register_buffer("scales", scales.flatten().contiguous(), persistent=False)
         self.exporting = True
@@ -155,8 +158,8 @@ class QuantizedLinear(nn.Module):
             )  # fmt: skip
             product = hidden @ weight
             return product if self.bias is None else product + self.bias
-        scales = channel_scales(self.weight)
-        weight = fake_quantize(self.weight, scales, torch.zeros_like(scales), -127, 127)
+        scales = channel_scales(self.weight, self.most)
+        weight = fake_quantize(self.weight, scales, torch.zeros_like(scales), -self.most, self.most)
         return nn.functional.linear(hidden, weight, self.bias)
 
 
@@ -189,12 +192,17 @@ class QuantizedEmbedding(nn.Module):
         if self.exporting:
             return self.whole[ids].float() * self.scales[ids]
         rows = nn.functional.embedding(ids, self.weight, self.padding_idx)
-        scales = (rows.detach().abs().amax(-1, keepdim=True) / 127).clamp(min=1e-8)
+        scales = channel_scales(rows)
         return fake_quantize(rows, scales, torch.zeros_like(scales), -127, 127)
 
 
-def prepare(subject: Subject) -> Subject:
+def prepare(subject: Subject, reduce_range: bool = True) -> Subject:
     """Return a copy whose linear layers (but the last, which decides) and word embeddings round as INT8 will.
+
+    Args:
+        subject: The classifier; it stays as it is.
+        reduce_range: Matrices in 7 bits; see :func:`quantize_dynamic_bundle`. Embeddings, which are only looked up,
+            have 8 in any case.
 
     Raises:
         InputError: It is prepared already, or of an unknown architecture.
@@ -207,8 +215,10 @@ def prepare(subject: Subject) -> Subject:
         inputs = ActivationQuantizer()
         shared |= {id(linear): inputs for linear in (layer.query, layer.key, layer.value)}
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    most = 63 if reduce_range else 127
     new: dict[int, nn.Module] = {
-        id(linear): QuantizedLinear(linear, shared.get(id(linear)) or ActivationQuantizer()) for linear in linears[:-1]
+        id(linear): QuantizedLinear(linear, shared.get(id(linear)) or ActivationQuantizer(), most)
+        for linear in linears[:-1]
     }
     new[id(model.get_input_embeddings())] = QuantizedEmbedding(model.get_input_embeddings())
     for parent in list(model.modules()):
@@ -242,8 +252,9 @@ def exporting(model: Any) -> Iterator[None]:
 
 
 def quantization_aware_train(
-    subject: Subject, data: Data, recipe: Recipe, *, folder: Path | None = None, tracker: Tracker | None = None
-) -> Subject:
+    subject: Subject, data: Data, recipe: Recipe, *, reduce_range: bool = True, folder: Path | None = None,
+    tracker: Tracker | None = None,
+) -> Subject:  # fmt: skip
     """Train a copy that computes as INT8 will, from the labels and from the original as its teacher.
 
     For the first half of the steps the ranges of activations follow what is seen; then they hold, and the weights
@@ -253,10 +264,11 @@ def quantization_aware_train(
         subject: The classifier; it stays as it is.
         data: What it learns from.
         recipe: How it learns.
+        reduce_range: See :func:`prepare`.
         folder: Where checkpoints go.
         tracker: Where the figures go.
     """
-    student = prepare(subject)
+    student = prepare(subject, reduce_range)
     with torch.no_grad():
         student.outputs(data.texts("train")[:256])  # first ranges
     halfway = HoldRanges(student.model)
@@ -310,7 +322,9 @@ class QatConfig(LearnConfig):
     output: str = "outputs/model_optimization/bundles/qat-int8"
     """The bundle's folder."""
     most_loss: float = 0.01
-    """Accuracy that may be lost, in [0, 1]; more is an error."""
+    """Accuracy that may be lost, in [0, 1]; more is an error, and leaves no bundle."""
+    reduce_range: bool = True
+    """Weights in 7 bits, which every processor adds without overflow."""
     epochs: float = 1
     """Passes over the training texts, > 0."""
     learning_rate: float = 2e-5
@@ -328,10 +342,12 @@ def train_command(config: QatConfig) -> None:
     subject = load_subject(config.model, config.max_length)
     check_labels(subject, data)
     with learning(MODULE, "train", config) as its:
-        trained = quantization_aware_train(subject, data, config.recipe(), folder=its.folder, tracker=its.tracker)
+        trained = quantization_aware_train(
+            subject, data, config.recipe(), reduce_range=config.reduce_range, folder=its.folder, tracker=its.tracker
+        )
         if its.run:
-            bundle = convert_quantized(trained, Path(config.output), data=data)
-            figures = gate(subject, bundle, data, most_loss=config.most_loss)
+            make = partial(convert_quantized, trained, data=data)
+            _, figures = build(make, Path(config.output), subject, data, config.most_loss)
             metrics = {"float32_accuracy": accuracy(subject, data), **figures}
             its.finish(None, model=subject.name, data=data.name, seed=config.seed, metrics=metrics)
             sys.stdout.write(f"{config.output}\n")

@@ -17,12 +17,13 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from model_optimization.deployment.onnx_conversion import MODEL, OnnxClassifier, pad
+from model_optimization.deployment.onnx_conversion import MODEL, OnnxClassifier, build, pad
 from model_optimization.quantization.dynamic_quantization import (
     QuantizeConfig,
     asymmetric_grid,
@@ -104,10 +105,14 @@ def node_errors(bundle: OnnxClassifier, texts: Sequence[str]) -> list[NodeError]
     Args:
         bundle: In float32.
         texts: Calibration texts; a few dozen do.
+
+    Raises:
+        InputError: The bundle is quantized already.
     """
     import onnx
     import onnxruntime
 
+    check_float(bundle)
     model = onnx.load(bundle.folder / MODEL)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     found = [
@@ -211,6 +216,7 @@ class StaticConfig(QuantizeConfig):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        super().__post_init__()
         check_range("texts", self.texts, 2)
         check_range("keep_float", self.keep_float, 0)
 
@@ -222,11 +228,11 @@ def quantize_command(config: StaticConfig) -> None:
     data = load_data(config.data)
     source = config.source()
     texts = calibration_rows(data.splits["train"], config.texts, config.seed)
-    made = quantize_static_bundle(
-        source, Path(config.output), texts, method=config.method, keep_float=config.keep_float,
+    make = partial(
+        quantize_static_bundle, source, texts=texts, method=config.method, keep_float=config.keep_float,
         reduce_range=config.reduce_range, data=data,
     )  # fmt: skip
-    report(source, made, data, config.most_loss)
+    report(*build(make, Path(config.output), source, data, config.most_loss))
 
 
 def report_command(config: StaticConfig) -> None:

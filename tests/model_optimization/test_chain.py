@@ -1,17 +1,26 @@
 """The whole chain as its command, on a tiny classifier: variants, table, plot, service and monitor."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from model_optimization.__main__ import ChainConfig, best_of, figures_of
-from model_optimization.builtin.subject import Data, Subject
+from model_optimization.__main__ import ChainConfig, best_of, chain, figures_of, serving
+from model_optimization.builtin.subject import Data, Pair, Subject
 from model_optimization.deployment.onnx_conversion import GateError
 from model_optimization.monitoring.performance_metrics import MIXED, SINGLE, Latency, Variant
 from shared.errors import InputError
+
+
+def write(folder: Path, splits: dict[str, list[Pair]], data: Data) -> None:
+    folder.mkdir()
+    for split, rows in splits.items():
+        lines = [json.dumps({"text": text, "label": data.label_names[label]}) for text, label in rows]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines))
 
 
 def variant(name: str, accuracy: float, ms: float, memory: float | None = 50.0) -> Variant:
@@ -40,19 +49,37 @@ def test_settings_outside_their_range_are_refused(changes: dict[str, float]) -> 
         ChainConfig(**changes)  # type: ignore[arg-type]
 
 
+def test_a_port_that_is_taken_is_not_taken_for_ours(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="Can't listen"):
+        with serving(tmp_path / "bundle", taken.getsockname()[1]):
+            pass
+
+
+def test_what_the_chain_can_not_do_is_told_before_it_begins(
+    subject: Subject, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    subject.save(tmp_path / "model")
+    few = {split: rows if split == "train" else rows[:2] for split, rows in data.splits.items()}
+    write(tmp_path / "data", few, data)
+    with pytest.raises(InputError, match=r"layers must be in \[1, 2\]"):
+        chain(ChainConfig(model="model", data="data", layers=3))
+    with pytest.raises(InputError, match="must have 80 texts together"):
+        chain(ChainConfig(model="model", data="data", layers=1))
+    assert not (tmp_path / "outputs").exists()
+
+
 @pytest.mark.slow
 def test_the_command_makes_compares_serves_and_watches(subject: Subject, data: Data, tmp_path: Path) -> None:
     subject.save(tmp_path / "model")
-    (tmp_path / "data").mkdir()
-    for split, rows in data.splits.items():
-        lines = [json.dumps({"text": text, "label": data.label_names[label]}) for text, label in rows]
-        (tmp_path / "data" / f"{split}.jsonl").write_text("\n".join(lines))
+    write(tmp_path / "data", data.splits, data)
     command = [
         sys.executable, "-m", "model_optimization", "--model", str(tmp_path / "model"), "--data",
         str(tmp_path / "data"), "--layers", "1", "--neurons", "0.5", "--vocabulary", "75", "--most_loss", "0.5",
         "--repeats", "2", "--run", "all", "--max_length", "32",
     ]  # fmt: skip
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    environment = {**os.environ, "OPTIMIZATION_API_KEY": "s3cret"}  # which its own service then wants
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment)
     assert process.returncode == 0, process.stderr[-3000:]
     folder = tmp_path / "outputs/model_optimization/all"
     metrics = json.loads((folder / "results.json").read_text())["metrics"]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -368,6 +369,26 @@ def test_testing_takes_no_more_than_its_share_of_the_time() -> None:
     monitor._ready_at = 0  # as if the time were over
     monitor.observe(probabilities, embeddings)
     assert monitor.windows == 2
+
+
+def test_the_time_of_all_windows_that_came_at_once_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted, clock = small_monitor(), [0.0]
+    monitor = DriftMonitor(fitted.settings, fitted.probabilities, fitted.embeddings, busy_share=0.25)
+    test_window = monitor.test_window
+
+    def slow(*arguments: Any) -> Any:
+        clock[0] += 1
+        return test_window(*arguments)
+
+    monkeypatch.setattr(monitor, "test_window", slow)
+    monkeypatch.setattr(drift_detection, "time", SimpleNamespace(monotonic=lambda: clock[0], time=time.time))
+    size = fitted.settings.window
+    outputs = fitted.probabilities[:1].repeat(3 * size, 0), fitted.embeddings[:1].repeat(3 * size, 0)
+    assert monitor.observe(*outputs) == 3 * size and clock == [3]
+    clock[0] = 11.9  # three seconds are a quarter of twelve
+    assert monitor.observe(*outputs) == 0
+    clock[0] = 12
+    assert monitor.observe(*outputs) == 3 * size
 
 
 def test_what_is_given_may_change_later_without_harm() -> None:

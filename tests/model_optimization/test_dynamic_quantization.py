@@ -2,6 +2,7 @@ import copy
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +10,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from model_optimization.builtin.subject import Data, Subject
-from model_optimization.deployment.onnx_conversion import OnnxClassifier, convert, gate, megabytes
+from model_optimization.deployment.onnx_conversion import (
+    MODEL,
+    GateError,
+    OnnxClassifier,
+    build,
+    convert,
+    gate,
+    megabytes,
+)
 from model_optimization.pruning.structured_pruning import layers_of
 from model_optimization.quantization.dynamic_quantization import (
     asymmetric_grid,
@@ -113,6 +122,27 @@ def test_a_quantized_bundle_is_not_quantized_again(float_bundle: OnnxClassifier,
 def test_a_bundle_is_not_written_over_by_its_own_quantization(float_bundle: OnnxClassifier) -> None:
     with pytest.raises(InputError, match="would be written over"):
         quantize_dynamic_bundle(float_bundle, float_bundle.folder)
+
+
+def test_a_bundle_that_the_gate_stops_leaves_what_lay_there(
+    float_bundle: OnnxClassifier, data: Data, tmp_path: Path
+) -> None:
+    def spoiled(folder: Path) -> OnnxClassifier:
+        model = onnx.load(float_bundle.folder / MODEL)
+        weight = next(tensor for tensor in model.graph.initializer if "classifier.weight" in tensor.name)
+        weight.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(weight), weight.name))
+        return derived(float_bundle, folder, model.SerializeToString(), "spoiled", data)
+
+    place = tmp_path / "bundle"
+    made, figures = build(lambda folder: quantize_dynamic_bundle(float_bundle, folder), place, float_bundle, data, 0.05)
+    assert made.folder == place and figures["agreement"] > 0.95
+    before = {path.name: path.read_bytes() for path in place.iterdir()}
+    with pytest.raises(GateError, match="bundle loses"):
+        build(spoiled, place, float_bundle, data, 0.05)
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [place]
+    with pytest.raises(InputError, match="would be written over"):
+        build(spoiled, float_bundle.folder, float_bundle, data, 1)
 
 
 def test_processor_flags_are_those_that_matter() -> None:

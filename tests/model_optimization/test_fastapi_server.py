@@ -38,6 +38,7 @@ from model_optimization.deployment.fastapi_server import (
     create_app,
     listen,
     pack,
+    serve,
 )
 from model_optimization.deployment.onnx_conversion import MODEL, OnnxClassifier, read_card, write_bundle
 from shared.config import run_commands
@@ -345,10 +346,11 @@ def test_a_slow_observer_is_left_behind_and_a_broken_one_is_survived() -> None:
     gate = threading.Event()
 
     class Observer:
-        def observe(self, probabilities: Any, embeddings: Any) -> None:
+        def observe(self, probabilities: Any, embeddings: Any) -> int:
             assert gate.wait(10)
             if len(probabilities) == 3:
                 raise ValueError("no")
+            return 1
 
     def count(outcome: str, texts: int) -> None:
         counts[outcome] += texts
@@ -364,7 +366,7 @@ def test_a_slow_observer_is_left_behind_and_a_broken_one_is_survived() -> None:
     assert time.monotonic() - started < 0.5
     gate.set()
     watcher.close()
-    assert counts == {"seen": 4, "failed": 3, "dropped": 2}
+    assert counts == {"seen": 2, "passed_over": 2, "failed": 3, "dropped": 2}
 
 
 # --- The service in this process --------------------------------------------------------------------------------------
@@ -388,10 +390,11 @@ class Recorder:
         self.registry: Any = None
         self.last: Any = None
 
-    def observe(self, probabilities: Any, embeddings: Any) -> None:
+    def observe(self, probabilities: Any, embeddings: Any) -> int:
         assert len(probabilities) == len(embeddings)
         self.last = (probabilities, embeddings)
         self.rows += len(probabilities)
+        return len(probabilities)
 
     def register(self, registry: Any) -> None:
         self.registry = registry
@@ -467,15 +470,18 @@ def values(client: httpx.Client) -> dict[str, float]:
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
 
 
-def slowed(app: Any, seconds: float, ids_seen: list[Any] | None = None) -> Any:
-    """Make an application's model sleep for each batch, which costs no processor; returns it."""
+def slowed(app: Any, until: float | threading.Event, ids_seen: list[Any] | None = None) -> Any:
+    """Make an application's model sleep some seconds, or until an event, for each batch; returns it."""
     model = app.state.service.model
     run = model.run
 
     def slow(ids: Any) -> Any:
         if ids_seen is not None:
             ids_seen.extend(ids)
-        time.sleep(seconds)
+        if isinstance(until, threading.Event):
+            assert until.wait(10)
+        else:
+            time.sleep(until)
         return run(ids)
 
     model.run = slow
@@ -745,7 +751,7 @@ def test_a_request_that_takes_too_long_is_given_up_and_its_waiting_texts_are_nev
         for answer in (first.result(), second.result()):
             assert (answer.status_code, answer.json()["error"]["type"]) == (504, "TimedOut")
             assert int(answer.headers["retry-after"]) >= 1
-        time.sleep(0.5)
+        time.sleep(0.5)  # the lane is free again long ago
         assert len(seen) == 1
         assert app.state.service.batcher.waiting_texts == 0
         assert values(client)['classifier_rejections_total{reason="timeout"}'] == 2
@@ -755,9 +761,10 @@ def test_texts_of_a_client_that_has_gone_are_never_computed(models: Path) -> Non
     app = create_app(ServeConfig(bundle=str(models / "served"), parallel=1, max_wait_ms=0))
     with serving(app) as client, ThreadPoolExecutor(2) as pool:
         seen: list[Any] = []
-        slowed(app, 0.5, seen)
+        gate = threading.Event()
+        slowed(app, gate, seen)
         first = pool.submit(client.post, "/predict", json={"texts": ["good"]})
-        time.sleep(0.15)
+        wait_until(lambda: seen)
         body = b'{"texts": ["bad bed", "room"]}'
         head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         head += f"Content-Length: {len(body)}\r\n\r\n"
@@ -765,10 +772,9 @@ def test_texts_of_a_client_that_has_gone_are_never_computed(models: Path) -> Non
         for _ in range(3):
             with socket.create_connection((client.base_url.host, client.base_url.port)) as raw:
                 raw.sendall(head.encode() + body)
-                time.sleep(0.03)
-                assert batcher.waiting_texts == 2
-            time.sleep(0.03)
-            assert batcher.waiting_texts == 0
+                wait_until(lambda: batcher.waiting_texts == 2)
+            wait_until(lambda: batcher.waiting_texts == 0)
+        gate.set()
         assert first.result().status_code == 200
         assert len(seen) == 1
         assert values(client)['classifier_rejections_total{reason="disconnected"}'] == 3
@@ -1039,6 +1045,14 @@ def test_sigterm_in_the_middle_of_load_loses_no_request_that_was_accepted(models
         assert server.wait(10) == 0
         lines = [json.loads(line) for line in log.read_text().splitlines()]
         assert sum(line.get("path") == "/predict" and line["status"] == 200 for line in lines) == sum(answers.values())
+
+
+def test_workers_are_not_started_without_the_monitor_that_they_need(models: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(FileNotFoundError, match="holds no monitor"):
+        serve(ServeConfig(bundle=str(models / "served"), port=port, workers=2, drift=str(tmp_path)))
 
 
 def test_logs_are_json_and_hold_no_texts(models: Path, tmp_path: Path) -> None:

@@ -83,3 +83,9 @@ def test_zeros_make_the_file_smaller_only_where_it_is_compressed(subject: Subjec
 def test_the_layer_that_decides_is_left_alone(subject: Subject) -> None:
     names = prunable(subject.model)
     assert "classifier" not in names and len(names) == 2 * 6 + 1
+
+
+def test_gradual_pruning_that_goes_on_in_the_middle_is_as_sparse_as_it_was(subject: Subject) -> None:
+    model = copy.deepcopy(subject.model)
+    gradual(model, 0.6, until=0.75, every=10)(7, 20)  # no step at which masks are due
+    assert sparsity_of(model) == pytest.approx(sparsity_at(7 / 15, 0.6), abs=0.001)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -219,6 +220,21 @@ def test_memory_and_the_probe_are_watched_meanwhile() -> None:
     assert 20 < figures["memory_first"] <= figures["memory_peak"]
     assert figures["memory_last"] == load.memory[-1][1]
     assert load.probes and figures["probe_max"] == max(load.probes) * 1000 < math.inf
+    assert figures["probe_failed"] == 0
+
+
+def test_probes_that_fail_are_counted_and_not_taken_for_slow_ones() -> None:
+    with serving(0.001) as (url, _), socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and nobody listens
+        load = open_loop(Target(url, [b"{}"], probe=f"http://127.0.0.1:{closed.getsockname()[1]}"), 50, 0.5)
+    assert load.figures()["probe_failed"] == len(load.probes) > 0
+    assert load.figures()["probe_max"] == math.inf
+    assert Load(1, 1, ["200"], [0.1], [0.0], probes=[0.1, math.inf]).figures()["probe_max"] == 100
+
+
+def test_a_load_in_which_nothing_is_due_is_refused() -> None:
+    with pytest.raises(InputError, match="No request is due"):
+        open_loop(Target("http://localhost:1", [b"{}"]), 0.01, 0.1, poisson=True)
 
 
 def test_it_runs_inside_a_running_event_loop_as_notebooks_have_one() -> None:

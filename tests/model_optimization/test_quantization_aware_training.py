@@ -102,7 +102,17 @@ def test_the_exported_graph_computes_what_was_trained(subject: Subject, data: Da
     assert bundle.card.techniques == ["QAT INT8"]
     model = onnx.load(bundle.folder / MODEL)
     whole = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8]
+    most = sorted(int(np.abs(onnx.numpy_helper.to_array(tensor)).max()) for tensor in whole if len(tensor.dims) == 2)
+    assert most[-2:] == [63, 127], "matrices in 7 bits, which no processor overflows with; the embeddings in 8"
     assert sum(np.prod(tensor.dims) >= 32 * 32 for tensor in whole) >= 13, "the matrices are stored as whole numbers"
     large = [tensor.name for tensor in model.graph.initializer
              if tensor.data_type == onnx.TensorProto.FLOAT and np.prod(tensor.dims) >= 64 * 32]  # fmt: skip
     assert [name for name in large if "position" not in name] == []
+
+
+@pytest.mark.parametrize(("reduce_range", "most"), [(True, 63), (False, 127)])
+def test_weights_have_seven_bits_unless_eight_are_wanted(subject: Subject, reduce_range: bool, most: int) -> None:
+    linears = [m for m in prepare(subject, reduce_range).model.modules() if isinstance(m, QuantizedLinear)]
+    for linear in linears:
+        linear.freeze()
+        assert linear.whole.abs().max() == most

@@ -86,3 +86,10 @@ def test_sensitive_matrices_can_stay_in_float32(float_bundle: OnnxClassifier, da
 def test_static_quantization_without_texts_is_refused(float_bundle: OnnxClassifier, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="calibration set is empty"):
         quantize_static_bundle(float_bundle, tmp_path / "int8", [])
+
+
+def test_errors_of_a_quantized_bundle_are_not_asked_for(float_bundle: OnnxClassifier, tmp_path: Path) -> None:
+    from model_optimization.quantization.dynamic_quantization import quantize_dynamic_bundle
+
+    with pytest.raises(InputError, match="quantized already"):
+        node_errors(quantize_dynamic_bundle(float_bundle, tmp_path / "int8"), ["the bed", "bad"])

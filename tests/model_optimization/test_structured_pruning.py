@@ -146,6 +146,26 @@ def test_a_smaller_vocabulary_reads_what_it_has_seen_as_before(subject: Subject,
     assert subject.tokenizer.tokenize("again") == ["again"]
 
 
+@pytest.mark.parametrize("kind", ["bert", "roberta", "sequence"])
+def test_a_smaller_vocabulary_puts_the_right_ids_at_both_ends(kind: str, subject: Subject, data: Data) -> None:
+    from tokenizers import processors
+
+    vocabulary = subject.tokenizer.get_vocab()
+    separator, begin = (("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"]))
+    processor = {
+        "bert": processors.BertProcessing(separator, begin), "roberta": processors.RobertaProcessing(separator, begin),
+        "sequence": processors.Sequence([processors.ByteLevel(), processors.BertProcessing(separator, begin)]),
+    }[kind]  # fmt: skip
+    tokenizer = copy.deepcopy(subject.tokenizer)
+    tokenizer.backend_tokenizer.post_processor = processor
+    whole = Subject(subject.model, tokenizer, subject.label_names, "whole", 64)
+    texts = data.texts("train")[:20]
+    small = prune_vocabulary(whole, texts, whole.encoder.vocabulary - 3)
+    [ids] = small.encoder.encode(["the bed"])
+    assert small.tokenizer.convert_ids_to_tokens([ids[0], ids[-1]]) == ["[CLS]", "[SEP]"]
+    np.testing.assert_allclose(small.logits(texts), whole.logits(texts), atol=1e-5)
+
+
 def test_a_smaller_vocabulary_is_the_same_after_saving(subject: Subject, data: Data, tmp_path: Path) -> None:
     small = prune_vocabulary(subject, data.texts("train"), 70)
     small.save(tmp_path)

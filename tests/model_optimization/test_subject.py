@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from model_optimization.builtin.subject import (
     Data,
     Recipe,
     Subject,
+    TrainConfig,
     accuracy,
     check_labels,
     epoch_batches,
@@ -22,6 +24,7 @@ from model_optimization.builtin.subject import (
     load_subject,
     task_loss,
     train,
+    train_command,
 )
 from shared.errors import HubError, InputError
 
@@ -48,6 +51,23 @@ def test_tsv_and_other_column_names_are_read(tmp_path: Path) -> None:
         (tmp_path / f"{split}.tsv").write_text("sentence\tscore\nfine\t1\nawful\t0\n")
     data = load_data(str(tmp_path), text="sentence", label="score")
     assert (data.label_names, data.splits["test"]) == (["0", "1"], [("fine", 1), ("awful", 0)])
+
+
+def test_texts_that_are_numbers_are_read_as_texts(tmp_path: Path) -> None:
+    write(tmp_path, "train", [{"text": i, "label": i % 2} for i in range(40)])
+    assert sorted(load_data(str(tmp_path)).splits["train"])[0] == ("0", 0)
+
+
+def test_a_model_whose_positions_begin_behind_the_padding_reads_so_much_less(data: Data, tiny_tokenizer: Any) -> None:
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    model = RobertaForSequenceClassification(RobertaConfig(
+        vocab_size=len(tiny_tokenizer()), hidden_size=8, num_hidden_layers=1, num_attention_heads=1,
+        intermediate_size=8, max_position_embeddings=34, pad_token_id=1,
+    ))  # fmt: skip
+    long = Subject(model.eval(), tiny_tokenizer(), data.label_names, "roberta")
+    assert long.max_length == 32
+    assert np.isfinite(long.logits(["good " * 50])).all()
 
 
 @pytest.mark.parametrize(
@@ -220,3 +240,19 @@ def test_the_command_trains_stops_on_ctrl_c_and_resumes(tmp_path: Path, tiny_fol
     assert set(results["metrics"]) == {"validation_accuracy", "test_accuracy"}
     steps = [json.loads(line)["step"] for line in figures.read_text().splitlines()]
     assert steps == sorted(set(steps)) and steps[-1] == 20 * 180 / 4
+
+
+def test_only_a_run_that_was_cut_short_goes_on_and_only_as_it_was(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "data", "train", ROWS)
+    config = TrainConfig(data="data", model=str(tiny_folder), run="mine", epochs=0.5, max_length=16, resume=True)
+    with pytest.raises(InputError, match="There is no run"):
+        train_command(config)
+    train_command(replace(config, resume=False))
+    for changes, message in (
+        ({"epochs": 1.0}, "another epochs"), ({"seed": 1}, "another seed"), ({}, "is finished"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            train_command(replace(config, **changes))

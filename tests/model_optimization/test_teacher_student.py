@@ -149,6 +149,26 @@ def test_a_narrower_student_learns_through_projections_that_learn_too(
     assert accuracy(student, data) > 0.85
 
 
+@pytest.mark.parametrize("terms", [Terms(hidden=0.1), Terms(cosine=1.0)], ids=["all layers", "the last alone"])
+def test_projections_begin_the_same_whatever_was_drawn_before(
+    subject: Subject, data: Data, tiny_tokenizer: Any, terms: Terms
+) -> None:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    weights = []
+    for drawn_before in (1, 2):
+        torch.manual_seed(0)
+        narrow = BertForSequenceClassification(BertConfig(
+            vocab_size=len(tiny_tokenizer()), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+            intermediate_size=32, max_position_embeddings=64,
+        ))  # fmt: skip
+        torch.manual_seed(drawn_before)
+        student = Subject(narrow, tiny_tokenizer(), data.label_names, "narrow", 64)
+        distill(subject, student, data.splits["train"][:64], Recipe(epochs=1, batch_size=16), terms)
+        weights.append(student.model.classifier.weight.detach())
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
 def test_pairs_that_do_not_fit_are_refused(subject: Subject, data: Data, tiny_model: Any, tiny_tokenizer: Any) -> None:
     other = Subject(tiny_model(("a", "b")), tiny_tokenizer(), ["a", "b"], "other", 64)
     with pytest.raises(InputError, match="have other labels"):

@@ -310,6 +310,7 @@ def test_errors_print_as_message_and_hint() -> None:
         (0, 0, 1, True, "(0, 1]"),
         (1.1, 0, 1, False, "[0, 1]"),
         (float("nan"), 0, 1, False, "[0, 1]"),
+        (float("inf"), 1, float("inf"), False, "[1, inf)"),
     ],
 )
 def test_ranges_are_named(value: float, low: float, high: float, open_low: bool, interval: str) -> None:
