@@ -36,7 +36,7 @@ serve-optimization: $(STAMP) ## Serve a compressed classifier, /docs in a browse
 	$(VENV_PYTHON) -m model_optimization.deployment.fastapi_server serve --bundle $(BUNDLE) $(ARGS)
 
 test: $(STAMP) ## Run all tests (ARGS='-m "not slow"' for the quick ones)
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n auto --dist loadfile $(ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 setup: $(STAMP) ## Make or update .venv
 
