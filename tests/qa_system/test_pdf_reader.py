@@ -775,7 +775,7 @@ def test_every_real_pdf_gives_text_or_a_named_error_within_its_limits() -> None:
         began = time.monotonic()
         password = PASSWORDS.get(path.stem, [""])[0]
         # A paper of 23 pages whose letters have no codes: by OCR it takes about a minute
-        limits = Limits(seconds=12 if path.stem == "pdf.js__TAMReview" else 60)
+        limits = Limits(seconds=12 if path.stem == "pdf.js__TAMReview" else 180)
         try:
             document = read_document(path, password=password, limits=limits)
             check(document, path, password)
