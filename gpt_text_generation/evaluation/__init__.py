@@ -1,1 +1,0 @@
-"""Measures of generated text: perplexity, diversity, and what people think of it."""
