@@ -36,7 +36,8 @@ def test_ci_ends_with_the_test_command_of_the_readme() -> None:
 
 def test_make_test_is_pytest_without_the_hub() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    assert "\tHF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)\n" in makefile
+    command = "$(VENV_PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)"
+    assert f"\tHF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 {command}\n" in makefile
     assert "\nVENV_PYTHON := .venv/bin/python\n" in makefile
 
 
