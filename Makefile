@@ -6,13 +6,13 @@
 PYTHON ?= python3
 override PYTHON := $(or $(PYTHON),python3)
 # What .venv gets: a project with an extra of its own adds the extra's name here when it arrives.
-EXTRAS ?= dev,track,sentiment,qa,optimization
+EXTRAS ?= dev,track,sentiment,generation,qa,optimization
 VENV_PYTHON := .venv/bin/python
 BUNDLE := outputs/model_optimization/bundles/dynamic-int8
 STAMP := .venv/.installed-$(EXTRAS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve-sentiment serve-qa serve-optimization test setup lint constraints clean broken
+.PHONY: help demo serve-sentiment serve-generation serve-qa serve-optimization test setup lint constraints clean broken
 
 help: ## Show this list
 	@sed -n 's/^\([a-z%-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | sed 's/%/<short>/' | awk -F'|' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ demo: $(STAMP) ## Run every project on its embedded default, then show the figur
 
 serve-sentiment: $(STAMP) ## Open the sentiment demo in a browser (ARGS='--server.port 8502')
 	$(VENV_PYTHON) -m streamlit run bert_sentiment_analysis/app/streamlit_ui.py --server.address localhost --browser.gatherUsageStats false --client.toolbarMode minimal $(ARGS)
+
+serve-generation: $(STAMP) ## Open the text generation demo in a browser (ARGS='--server.port 8502')
+	$(VENV_PYTHON) -m streamlit run gpt_text_generation/app/streamlit_ui.py --server.address localhost --browser.gatherUsageStats false --client.toolbarMode minimal $(ARGS)
 
 serve-qa: $(STAMP) ## Open the question-answering demo in a browser (ARGS='--server.port 8502')
 	$(VENV_PYTHON) -m streamlit run qa_system/app/streamlit_ui.py --server.address localhost --browser.gatherUsageStats false --client.toolbarMode minimal $(ARGS)

@@ -13,7 +13,9 @@ ROOT = Path(__file__).parents[2]
 # YAML file → module and dataclass that read it.
 CONFIGS: dict[str, tuple[str, str]] = {
     "bert_sentiment_analysis/config.yaml": ("bert_sentiment_analysis.models.trainer", "TrainConfig"),
-}
+    **{path.relative_to(ROOT).as_posix(): ("gpt_text_generation.prompt_engineering", "Template")
+       for path in sorted(ROOT.glob("gpt_text_generation/builtin/prompts/*.yaml"))},
+}  # fmt: skip
 
 
 def test_every_yaml_has_its_dataclass() -> None:

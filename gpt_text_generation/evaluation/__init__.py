@@ -1,0 +1,1 @@
+"""Measures of generated text: perplexity, diversity, and what people think of it."""
