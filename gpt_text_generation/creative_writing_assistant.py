@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Literal
 
 from gpt_text_generation.prompt_engineering import PROMPTS, Template, read_template
-from gpt_text_generation.text_generator import NOT_RECIPE, PROJECT, Settings, Strategy, TextGenerator
+from gpt_text_generation.text_generator import NOT_RECIPE, PROJECT, Settings, Strategy, TextGenerator, set_threads_for
 from shared.config import check_range, run_commands
 from shared.errors import InputError
 from shared.logs import progress_bar
@@ -75,10 +75,15 @@ def take_sentence(text: str) -> tuple[str, str]:
 
 def sentences(text: str) -> list[str]:
     """Divide a whole text into sentences; what no mark ends, at its end, is one too."""
+    return [piece.strip() for piece in pieces(text)]
+
+
+def pieces(text: str) -> list[str]:
+    """Divide a text like :func:`sentences`, but keep the white space before each: joined they are the text."""
     found, rest = [], text.strip() + "\n"
     while rest.strip():
-        sentence, rest = take_sentence(rest)
-        found.append(sentence.strip())
+        piece, rest = take_sentence(rest)
+        found.append(piece)
     return found
 
 
@@ -492,7 +497,7 @@ class WritingAssistant:
         """Fill a draft, and yield its sentences with the white space before them.
 
         A round ends where the model does, or where it repeats itself; the next one goes on from there with its own
-        seed. A model that is not told what to do is given the first words of a paragraph in each.
+        seed. A model that is not told what to do is then given the first words of a paragraph.
         """
         phrases = LANGUAGES[article.brief.language]
         title = words(article.sections[number].title)
@@ -542,11 +547,11 @@ class WritingAssistant:
             yield buffer.rstrip()
 
     def _lead(self, article: Article, number: int, round_: int) -> str:
-        """Return the first words of a paragraph."""
+        """Return the first words of a paragraph: of the article, or of one more after the model had come to an end."""
         phrases, names = LANGUAGES[article.brief.language], article.brief.names
-        if number == 0 and round_ == 0:
-            return phrases.joiner.join(names[:2])
-        last = number == len(article.sections) - 1 and round_ == 0
+        if round_ == 0:
+            return "" if number else phrases.joiner.join(names[:2])
+        last = number == len(article.sections) - 1 and round_ == 1
         lead = phrases.last_lead if last else phrases.leads[(number + round_) % len(phrases.leads)]
         return lead.replace("{name}", names[(number + round_) % len(names)] if names else "").rstrip()
 
@@ -555,21 +560,18 @@ class WritingAssistant:
         brief, phrases = article.brief, LANGUAGES[article.brief.language]
         template = self._template("section", brief)
         before, now = sentences(article.text(number)), sentences(draft.text)
-        for keep in range(MEMORY, -1, -1):
-            if self.told:
-                memory, begun = _last(before, keep), _last(now, 4 * keep)
-            else:
-                memory, begun = _last([*before, *now], keep), [lead] if lead else []
-                opening = [*before, *now][:1]
-                memory = memory if memory[:1] == opening else [*opening, *memory]
+        written = pieces("\n\n".join(filter(None, (article.text(number), draft.text))))
+        for keep in range(MEMORY if self.told else len(written), -1, -1):
+            memory = phrases.blank.join(_last(before, keep)) or phrases.nobody
+            begun = phrases.blank.join(_last(now, 4 * keep))
+            if not self.told:  # it goes on with what stands there, paragraphs and all
+                memory = "".join(written if keep == len(written) else [*written[:1], *_last(written[1:], keep)])
+                begun = ("\n\n" if memory and (lead or not draft.text) else "") + lead
             prompt = self._filled(
-                template, brief, title=article.title, memory=phrases.blank.join(memory) or phrases.nobody * self.told,
+                template, brief, title=article.title, memory=memory,
                 outline="\n".join(f"{i}. {section.title}" for i, section in enumerate(article.sections, 1)),
                 number=str(number + 1), heading=article.sections[number].title, words=str(article.section_words),
-            )  # fmt: skip
-            if begun:
-                blank = phrases.blank if memory and not self.told else ""
-                prompt += blank + phrases.blank.join(begun)
+            ) + begun  # fmt: skip
             free = self.generator.language_model.context - len(self.generator.language_model.encode(prompt))
             if free >= min(self._tokens(prompt, draft.missing), self.generator.language_model.context // 2):
                 return prompt
@@ -665,8 +667,8 @@ class WriterConfig:
     """For whom, everybody by default; likewise."""
     language: Literal["auto", "en", "zh"] = "auto"
     """auto is Chinese for a topic with Chinese characters, else English."""
-    words: int = 240
-    """Length in words, in Chinese in characters, in [10, 100000]."""
+    words: int = 130
+    """Length in words, in Chinese in characters, in [10, 100000]; builtin:stories has no more to say than 130."""
     strategy: Strategy = "nucleus"
     """How to decode; one that draws."""
     temperature: float = 0.8
@@ -738,6 +740,7 @@ def write(config: WriteConfig) -> None:
     if article and not all(1 <= number <= len(article.sections) for number in config.regenerate):
         raise InputError(f"regenerate must name sections in [1, {len(article.sections)}]. Got {config.regenerate}.")
     run = Run(PROJECT, MODULE, "write", config, name=config.run)
+    set_threads_for(config.model)
     generator = TextGenerator(config.model, device=config.device, dtype=config.dtype)
     assistant = WritingAssistant(generator, config.settings(), attempts=config.attempts)
     if article is None:
@@ -804,6 +807,7 @@ class OpeningsConfig(WriterConfig):
 def openings(config: OpeningsConfig) -> None:
     """Write openings; see :class:`OpeningsConfig`."""
     run = Run(PROJECT, MODULE, "openings", config, name=config.run)
+    set_threads_for(config.model)
     generator = TextGenerator(config.model, device=config.device, dtype=config.dtype)
     found = WritingAssistant(generator, config.settings()).openings(config.brief(), config.count, config.seed)
     if not found:

@@ -38,7 +38,15 @@ import numpy as np
 import yaml
 from numpy.typing import ArrayLike, NDArray
 
-from gpt_text_generation.text_generator import BUILTIN, NOT_RECIPE, PROJECT, Settings, Strategy, TextGenerator
+from gpt_text_generation.text_generator import (
+    BUILTIN,
+    NOT_RECIPE,
+    PROJECT,
+    Settings,
+    Strategy,
+    TextGenerator,
+    set_threads_for,
+)
 from shared.config import check_range, run_commands
 from shared.errors import InputError
 from shared.logs import progress_bar
@@ -1184,6 +1192,7 @@ def run_command(config: RunConfig) -> None:
     for template, case in itertools.product(templates, cases):  # before a model is loaded
         template.fill(case.variables)
     run = Run(PROJECT, MODULE, "run", config, name=config.run)
+    set_threads_for(config.models[0])
     with closing(AnswerCache(config.cache)) as cache:
         models = (TextGenerator(name, device=config.device, dtype=config.dtype, batch_size=config.batch_size)
                   for name in config.models)  # fmt: skip

@@ -235,6 +235,11 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> Language
     return LanguageModel(model.to(where).eval(), tokenizer, str(source), int(context))
 
 
+def set_threads_for(model: str, threads: int = 0) -> None:
+    """Set PyTorch's threads; 0 is one for the embedded models, whose steps are too small to share."""
+    set_threads(threads or int(model.startswith("builtin:")))
+
+
 # --- Decoding ---------------------------------------------------------------------------------------------------------
 
 
@@ -654,14 +659,14 @@ class ModelConfig:
     """Above 1 what is there already gets less likely; penalized takes 1.3 where this is 1."""
     seed: int = 0
     """Of the first text; each next one has the next number."""
-    batch_size: int = field(default=16, metadata=NOT_RECIPE)
+    batch_size: int = field(default=32, metadata=NOT_RECIPE)
     """Prompts that are computed together."""
     device: str = field(default="auto", metadata=NOT_RECIPE)
     """auto, cpu, cuda or mps."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto is bfloat16 on GPUs that have it, float32 elsewhere."""
     threads: int = field(default=0, metadata=NOT_RECIPE)
-    """CPU threads; 0 leaves it to PyTorch. Small models are often faster with 1."""
+    """CPU threads; 0 is 1 for the embedded models, which are no faster with more, and else PyTorch's choice."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -676,7 +681,7 @@ class ModelConfig:
 
     def generator(self) -> TextGenerator:
         """Load the model, after setting the threads."""
-        set_threads(self.threads)
+        set_threads_for(self.model, self.threads)
         return TextGenerator(self.model, device=self.device, dtype=self.dtype, batch_size=self.batch_size)
 
 
@@ -735,7 +740,7 @@ class CompareConfig(ModelConfig):
 
     prompts: str = "builtin:stories"
     """builtin:stories or builtin:python (their held-out prompts), or a text file with a prompt a line."""
-    count: int = 24
+    count: int = 16
     """Prompts, >= 2."""
     samples: int = 2
     """Texts of each prompt and strategy, with seeds of their own, >= 1."""
@@ -860,11 +865,12 @@ def plot_strategies(figures: Mapping[str, Mapping[str, float | None]], path: Pat
                 ends = [its.get(f"{one} {end}") for one in ("perplexity", name) for end in ("low", "high")]
                 low_x, high_x, low_y, high_y = (math.nan if end is None else end for end in ends)
                 axes.errorbar([x], [y], xerr=[[max(0.0, x - low_x)], [max(0.0, high_x - x)]],
-                              yerr=[[max(0.0, y - low_y)], [max(0.0, high_y - y)]], fmt="o", capsize=3)  # fmt: skip
-                axes.annotate(strategy, (x, y), xytext=(6, 6), textcoords="offset points")
+                              yerr=[[max(0.0, y - low_y)], [max(0.0, high_y - y)]], fmt="o", capsize=3,
+                              label=strategy)  # fmt: skip
             axes.set(xlabel="perplexity of the texts under the model", ylabel=label)
             axes.grid(alpha=0.3)
             axes.margins(0.15)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=8, frameon=False)
 
 
 if __name__ == "__main__":

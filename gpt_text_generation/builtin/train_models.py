@@ -171,7 +171,7 @@ def batches(corpus: Corpus, tokenizer: Any, rows: int, seed: int) -> Iterator[Te
         while len(waiting) < needed:
             texts = list(corpus.texts("train", 64, seed * 1_000_003 + number))
             number += 1
-            for ids in tokenizer(texts)["input_ids"]:
+            for ids in tokenizer(texts, verbose=False)["input_ids"]:
                 waiting += ids
         yield torch.tensor(waiting[:needed]).view(rows, CONTEXT)
         waiting = waiting[needed:]
@@ -355,9 +355,9 @@ def held_out_figures(name: str, folder: Path | None = None) -> dict[str, float]:
         figures["ended"] = sum(its.finish == "end" for its in made) / len(made)
         ngrams = NgramModel(5, VOCABULARY)
         tokenizer = language_model.tokenizer
-        for ids in tokenizer(list(CORPORA[name].texts("train", 20_000, 5)))["input_ids"]:
+        for ids in tokenizer(list(CORPORA[name].texts("train", 20_000, 5)), verbose=False)["input_ids"]:
             ngrams.learn(ids)
-        ids = tokenizer(text)["input_ids"]
+        ids = tokenizer(text, verbose=False)["input_ids"]
         figures["five_gram_perplexity"] = math.exp(ngrams.nats(ids) / (len(ids) - 1))
     else:
         from gpt_text_generation.code_generator import run_tests

@@ -1256,10 +1256,11 @@ def read_texts(path: Path) -> dict[str, dict[str, str]]:
 def write_texts(config: CreateConfig) -> dict[str, dict[str, str]]:
     """Let a model go on from beginnings of held-out stories, with each strategy."""
     from gpt_text_generation.builtin.train_models import CORPORA
-    from gpt_text_generation.text_generator import Settings, TextGenerator
+    from gpt_text_generation.text_generator import Settings, TextGenerator, set_threads_for
 
     stories = CORPORA["stories"].texts("test", config.prompts, config.seed)
     prompts = list(dict.fromkeys(story.strip().partition(".")[0] + "." for story in stories))
+    set_threads_for(config.model)
     generator = TextGenerator(config.model)
     texts = {}
     for strategy in config.strategies:

@@ -26,7 +26,6 @@ from shared.config import check_range, run_commands
 from shared.errors import InputError
 from shared.logs import progress_bar
 from shared.results import Run
-from shared.runtime import set_threads
 from shared.sources import load_text, resolve
 
 if TYPE_CHECKING:
@@ -266,9 +265,9 @@ def read_data(name: str, split: str) -> tuple[str, str]:
 
 def measure(config: MeasureConfig) -> None:
     """Measure; see :class:`MeasureConfig`."""
-    from gpt_text_generation.text_generator import load_model
+    from gpt_text_generation.text_generator import load_model, set_threads_for
 
-    set_threads(config.threads)
+    set_threads_for(config.model, config.threads)
     text, data = read_data(config.data, config.split)
     text = text[: config.characters or None]
     language_model = load_model(config.model, config.device, config.dtype)
