@@ -257,14 +257,15 @@ def card(config: TrainConfig, metrics: dict[str, float], seconds: float) -> str:
     figures = "".join(f"| {name} | {value:.4g} |\n" for name, value in metrics.items())
     return f"""# builtin:{config.model}
 
-{its["what"]} GPT-2's architecture (transformers' `GPT2LMHeadModel`), {config.layers} layers of width {config.width},
-context {CONTEXT}, a byte-level BPE of {VOCABULARY:,} tokens; weights in bfloat16.
+{its["what"]}
+GPT-2's architecture (transformers' `GPT2LMHeadModel`), {config.layers} layers of width {config.width}, context {CONTEXT}, a byte-level BPE of
+{VOCABULARY:,} tokens; weights in bfloat16.
 
 - **Rebuild:** `{command_line(MODULE, "train", config)} --threads {config.threads}`
 - **Data:** {its["data"]} Made anew for each step; nothing that people wrote.
-- **Recipe:** {config.steps:,} steps of {config.tokens:,} tokens, Muon {config.learning_rate:g} and AdamW
-  {config.learning_rate / 10:g}, falling over the last 40 %; seed {config.seed}.
-- **Took:** {seconds / 60:.0f} minutes with {config.threads or "all"} threads, beside other work, on {hardware()}.
+- **Recipe:** {config.steps:,} steps of {config.tokens:,} tokens, Muon {config.learning_rate:g} and
+  AdamW {config.learning_rate / 10:g}, falling over the last 40 %; seed {config.seed}.
+- **Took:** {seconds / 60:.0f} minutes with `--threads {config.threads}`, beside other work, on {hardware()}.
 
 | figure on held-out texts | |
 |---|---|
@@ -365,7 +366,7 @@ def held_out_figures(name: str, folder: Path | None = None) -> dict[str, float]:
         tasks = list(python_tasks.tasks("test", 300, 0))
         made = generator.generate([task.prompt for task in tasks],
                                   Settings("greedy", max_new_tokens=120), what="tasks")  # fmt: skip
-        passed = [run_tests(task.prompt + its.text, task.tests, task.entry_point).passed
+        passed = [run_tests(task.prompt + its.text, task.tests, entry_point=task.entry_point).passed
                   for task, its in zip(tasks, made, strict=True)]  # fmt: skip
         figures["pass_at_1"] = sum(passed) / len(passed)
     return figures
