@@ -20,6 +20,8 @@ help: ## Show this list
 demo: $(STAMP) ## Run every project on its embedded default, then show the figures beside what was promised
 	$(VENV_PYTHON) -m transformer_from_scratch.train_simple_lm train
 	$(VENV_PYTHON) -m bert_sentiment_analysis.models.trainer train
+	$(VENV_PYTHON) -m gpt_text_generation.text_generator compare
+	$(VENV_PYTHON) -m gpt_text_generation.code_generator evaluate
 	$(VENV_PYTHON) -m qa_system.evaluation.answer_quality evaluate
 	$(VENV_PYTHON) -m model_optimization
 	$(VENV_PYTHON) -m shared.results

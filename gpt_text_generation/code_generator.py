@@ -1319,13 +1319,7 @@ class CodeGenerator:
             settings: How to decode; stop strings are added for models without a chat template.
             error: What is wrong with an earlier attempt.
         """
-        prompts = []
-        for problem in problems:
-            asked = INSTRUCTION.format(prompt=problem.prompt.rstrip()) + (f"\n\n{error}" if error else "")
-            prompt = self.generator.chat(asked)
-            if prompt == asked:  # there is no chat template: what was wrong becomes a comment
-                prompt = "".join(f"# {line}\n" for line in error.splitlines() if line) + problem.prompt
-            prompts.append(prompt)
+        prompts = [self._prompt(problem, error) for problem in problems]
         if prompts[0].endswith(problems[0].prompt):
             settings = replace(settings, stop=tuple(dict.fromkeys((*settings.stop, *STOPS))))
         made = []
@@ -1336,6 +1330,17 @@ class CodeGenerator:
                 code = ""
             made.append((code, sum(its.log_probabilities) / max(1, len(its.log_probabilities))))
         return made
+
+    def has_room(self, problem: Problem) -> bool:
+        """Whether a problem leaves room in the model's context; one that doesn't counts as not solved."""
+        return self.generator.has_room(self._prompt(problem))
+
+    def _prompt(self, problem: Problem, error: str = "") -> str:
+        asked = INSTRUCTION.format(prompt=problem.prompt.rstrip()) + (f"\n\n{error}" if error else "")
+        prompt = self.generator.chat(asked)
+        if prompt == asked:  # there is no chat template: what was wrong becomes a comment
+            prompt = "".join(f"# {line}\n" for line in error.splitlines() if line) + problem.prompt
+        return prompt
 
     def judge(self, code: str, problem: Problem) -> Verdict:
         """Return what a problem's tests say of a program; without tests, whether it is Python."""
@@ -1591,8 +1596,10 @@ def evaluate(config: EvaluateConfig) -> None:
                 asked = [problem for problem in problems[first : first + size] for _ in range(config.samples)]
                 if generator:
                     settings = config.settings(config.strategy)
-                    codes = [code for code, _ in writer.write(
-                        asked, replace(settings, seed=settings.seed + first * config.samples))]  # fmt: skip
+                    settings = replace(settings, seed=settings.seed + first * config.samples)
+                    fitting = [problem for problem in asked if writer.has_room(problem)]
+                    written = iter(writer.write(fitting, settings) if fitting else ())
+                    codes = [next(written)[0] if writer.has_room(problem) else "" for problem in asked]
                 else:
                     codes = [_own(problem, config.solutions == "planted") for problem in asked]
                 for problem, code, its in zip(asked, codes, pool.map(writer.judge, codes, asked), strict=True):

@@ -184,7 +184,7 @@ class LanguageModel:
         Raises:
             InputError: It is empty, and the model has no token to begin with.
         """
-        ids: list[int] = self.tokenizer(text.encode("utf-8", "replace").decode())["input_ids"]
+        ids: list[int] = self.tokenizer(text.encode("utf-8", "replace").decode(), verbose=False)["input_ids"]
         begin = self.tokenizer.bos_token_id
         if not ids and begin is not None:
             ids = [begin]
@@ -248,18 +248,19 @@ class Recorder:
 
     def __init__(self) -> None:
         self.columns: list[Tensor] = []
-        self.last: Tensor | None = None
+        self.last: tuple[Tensor, Tensor] | None = None  # scores, and the logarithm of the sum of their exponentials
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Look at the scores (B, V) of the next token, and at the last of ``input_ids`` (B, T); changes nothing."""
         self.take(input_ids[:, -1])
-        self.last = scores.log_softmax(-1)
+        self.last = scores, scores.logsumexp(-1, keepdim=True)
         return scores
 
     def take(self, chosen: Tensor) -> None:
         """Note the log-probabilities of tokens (B,)."""
         if self.last is not None:
-            self.columns.append(self.last.gather(1, chosen[:, None]))
+            scores, normalizer = self.last
+            self.columns.append(scores.gather(1, chosen[:, None]) - normalizer)
 
     def rows(self) -> list[list[float]]:
         """Return them as B lists."""
@@ -303,6 +304,19 @@ class GumbelNoise:
         for row, generator in zip(noise, self.generators, strict=True):
             row.exponential_(generator=generator)  # −log of an exponential variable is a Gumbel variable
         return scores - noise.log().to(scores.device)
+
+
+class InTurn:
+    """Processors, one after the other, as one: transformers looks up the signature of each that it has, every token."""
+
+    def __init__(self, processors: Sequence[Any]) -> None:
+        self.processors = processors
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Let each change the scores (B, V)."""
+        for processor in self.processors:
+            scores = processor(input_ids, scores)
+        return scores
 
 
 class StopAt:
@@ -381,6 +395,10 @@ class TextGenerator:
             messages, tokenize=False, add_generation_prompt=True
         )
         return prompt
+
+    def has_room(self, prompt: str) -> bool:
+        """Whether the model's context has room for a token behind a prompt."""
+        return len(self.language_model.encode(prompt)) < self.language_model.context
 
     def generate(self, prompts: Sequence[str], settings: Settings | None = None, *, what: str = "") -> list[Generation]:
         """Continue prompts; each as if it were alone.
@@ -579,12 +597,13 @@ class TextGenerator:
                 processors.append(cut[settings.strategy]())
             processors.append(GumbelNoise(seeds))
         width, ends = input_ids.shape[1], self.language_model.ends()
-        stop = stop or StopAt(self.language_model.tokenizer, settings.stop, width)
+        if settings.stop and not stop:
+            stop = StopAt(self.language_model.tokenizer, settings.stop, width)
         with torch.inference_mode():
             out = self.language_model.model.generate(
                 input_ids, attention_mask=attention_mask, generation_config=self._plain(settings.max_new_tokens, beams,
-                settings.num_beams), logits_processor=LogitsProcessorList(processors),
-                stopping_criteria=StoppingCriteriaList([stop]), streamer=streamer,
+                settings.num_beams), logits_processor=LogitsProcessorList([InTurn(processors)]),
+                stopping_criteria=StoppingCriteriaList([stop] if stop else []), streamer=streamer,
             )  # fmt: skip
         drawn = [self._drawn(row, its, ends, settings) for row, its in zip(rows, out[:, width:].tolist(), strict=True)]
         if beams:

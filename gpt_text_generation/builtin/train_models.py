@@ -258,8 +258,8 @@ def card(config: TrainConfig, metrics: dict[str, float], seconds: float) -> str:
     return f"""# builtin:{config.model}
 
 {its["what"]}
-GPT-2's architecture (transformers' `GPT2LMHeadModel`), {config.layers} layers of width {config.width}, context {CONTEXT}, a byte-level BPE of
-{VOCABULARY:,} tokens; weights in bfloat16.
+GPT-2's architecture (transformers' `GPT2LMHeadModel`), {config.layers} layers of width {config.width},
+context {CONTEXT}, a byte-level BPE of {VOCABULARY:,} tokens; weights in bfloat16.
 
 - **Rebuild:** `{command_line(MODULE, "train", config)} --threads {config.threads}`
 - **Data:** {its["data"]} Made anew for each step; nothing that people wrote.

@@ -882,6 +882,9 @@ class Scripted:
     def chat(self, instruction: str, system: str = "") -> str:
         return f"<user>{instruction}<model>" if self.chats else instruction
 
+    def has_room(self, prompt: str) -> bool:
+        return len(prompt) <= self.context
+
     def generate(self, prompts: Sequence[str], settings: Settings) -> list[Generation]:
         if max(map(len, prompts)) > self.context:
             raise InputError("The prompt fills the context.")
@@ -1066,6 +1069,18 @@ def test_a_model_is_evaluated_by_a_command_and_goes_on_where_it_stopped(
     assert cli(*flags, "--run", "parts", "--resume", "true") == 0
     assert {name: value for name, value in results("parts").items()} == whole
     assert len(model.prompts) == 16
+
+
+@here
+def test_a_problem_that_leaves_no_room_counts_as_not_solved(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("data.jsonl").write_text("\n".join(json.dumps({
+        "task_id": f"T/{i}", "prompt": f"# {'x' * 99 * i}\n{SUM.prompt}", "entry_point": "add",
+        "canonical_solution": "", "test": "def check(candidate):\n    assert candidate(1, 2) == 3\n"})
+        for i in range(3)))  # fmt: skip
+    model = Scripted("    return a + b\n", context=200)
+    monkeypatch.setattr(module.EvaluateConfig, "generator", lambda self: model)
+    assert cli("evaluate", "--data", "data.jsonl", "--run", "long") == 0
+    assert results("long")["passed"] == 2 and results("long")["syntax"] == 1 and len(model.prompts) == 2
 
 
 @here
