@@ -1371,7 +1371,7 @@ class CodeGenerator:
         """
         check_range("samples", samples, 1)
         check_range("repairs", repairs, 0)
-        settings = settings or Settings(temperature=0.8, top_p=0.95, max_new_tokens=256)
+        settings = settings or Settings(temperature=0.8, top_p=0.95, max_new_tokens=200)
         found: dict[str, Candidate] = {}
         for number in range(repairs + 1):
             best = min(found.values(), key=Candidate.rank) if found else None

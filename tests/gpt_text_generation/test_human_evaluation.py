@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -882,32 +881,17 @@ def test_a_study_goes_from_create_to_report(
     assert 1 <= results["metrics"]["greedy quality mean"] <= 5
 
 
-def test_a_model_writes_the_texts_of_a_study_with_each_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+def test_the_embedded_model_writes_the_texts_of_a_study_with_each_strategy() -> None:
+    from gpt_text_generation.text_generator import Settings, TextGenerator
 
-    class Generator:
-        def __init__(self, model: str) -> None:
-            assert model == "builtin:stories"
-
-        def generate(self, prompts: Sequence[str], settings: Any, *, what: str) -> list[Any]:
-            calls.append(settings)
-            return [SimpleNamespace(prompt=p, text=f"{settings.strategy} {p}") for p in prompts]
-
-    stories = SimpleNamespace(
-        texts=lambda split, count, seed: iter([f"Story {i} begins. And ends." for i in range(count)])
-    )
-    monkeypatch.setitem(
-        sys.modules, "gpt_text_generation.builtin.train_models", SimpleNamespace(CORPORA={"stories": stories})
-    )
-    monkeypatch.setitem(sys.modules, "gpt_text_generation.text_generator",
-                        SimpleNamespace(TextGenerator=Generator, Settings=SimpleNamespace))  # fmt: skip
-    assert cli("create", "--strategies", "greedy,min_p", "--prompts", "3") == 0
+    assert cli("create", "--strategies", "greedy,min_p", "--prompts", "3", "--max_new_tokens", "12") == 0
     study = Study.open(module.STUDY)
     assert study.systems == ["greedy", "min_p"]
-    assert {entry.prompt for entry in study._entries.values() if entry.expected is None} == {
-        f"Story {i} begins." for i in range(3)
-    }
-    assert [one.max_new_tokens for one in calls] == [120, 120]
+    entries = [entry for entry in study._entries.values() if entry.expected is None]
+    prompts = sorted({entry.prompt for entry in entries})
+    assert len(prompts) == 3 and all(prompt.endswith(".") for prompt in prompts)
+    made = TextGenerator("builtin:stories").generate(prompts, Settings("greedy", max_new_tokens=12))
+    assert {one.text for one in made} <= {text for entry in entries for text in entry.texts}
 
 
 @pytest.mark.parametrize(
