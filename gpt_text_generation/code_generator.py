@@ -1511,7 +1511,8 @@ def generate(config: GenerateConfig) -> None:
         "rounds": 1 + max(its.round for its in candidates), "seconds_of_tests": best.verdict.seconds,
     }  # fmt: skip
     run.finish(model=writer.generator.name, data="description", seed=config.seed, metrics=metrics)
-    logger.info("%d different programs, saved in %s", len(candidates), run.folder)
+    logger.info("%d candidates, %d of them passed; saved in %s", sum(bool(its.code) for its in candidates),
+                metrics["passed"], run.folder)  # fmt: skip
     if not best.code:
         raise OSError(f"the model wrote no Python function; its texts led to nothing in {run.folder}")
     if config.output:

@@ -227,9 +227,11 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> Language
     else:
         try:
             model, tokenizer = load()
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # the libraries' own errors for cut and mixed-up files have no base in common
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{source} holds no causal language model that can be read: {reason}") from None
+    if not tokenizer("a")["input_ids"]:
+        raise InputError(f"{source} has no tokenizer that can be read.", hint="tokenizer.json in the same folder")
     config = model.config
     context = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2**20
     return LanguageModel(model.to(where).eval(), tokenizer, str(source), int(context))
@@ -727,20 +729,22 @@ class GenerateConfig(ModelConfig):
         """Check the ranges."""
         super().__post_init__()
         check_range("samples", self.samples, 1)
-        self.settings(self.strategy, self.stop)
+        if self.samples > 1 and not self.settings(self.strategy, self.stop).draws:
+            raise InputError(f"{self.strategy} writes the same text every time.", hint="--samples 1, or nucleus")
 
 
 def generate_command(config: GenerateConfig) -> None:
     """Generate; see :class:`GenerateConfig`."""
-    generator, settings = config.generator(), config.settings(config.strategy, config.stop)
     prompts = [config.prompt] if config.prompt else [line.rstrip("\n") for line in sys.stdin]
-    prompts = [generator.chat(prompt) if config.chat else prompt for prompt in prompts for _ in range(config.samples)]
     if not prompts:
         raise InputError("There is no prompt.", hint='--prompt "Maya lived by the sea."')
+    generator, settings = config.generator(), config.settings(config.strategy, config.stop)
+    prompts = [generator.chat(prompt) if config.chat else prompt for prompt in prompts for _ in range(config.samples)]
     alone = len(prompts) == 1 and not config.show_probabilities and settings.strategy != "beam_search"
     if alone and config.stream:
+        pieces = generator.stream(prompts[0], settings)  # which refuses a prompt that does not fit
         sys.stdout.write(prompts[0])
-        for piece in generator.stream(prompts[0], settings):
+        for piece in pieces:
             sys.stdout.write(piece)
             sys.stdout.flush()
         sys.stdout.write("\n")
@@ -796,6 +800,8 @@ def read_prompts(name: str, count: int) -> tuple[list[str], str]:
         lines = Path(source.name).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{source} is not UTF-8 text: {error}.") from None
+    except IsADirectoryError:
+        raise InputError(f"{source} is a folder.", hint="a text file with a prompt a line") from None
     prompts = [line for line in lines if line.strip()][:count]
     if not prompts:
         raise InputError(f"{source} has no prompt.", hint="a prompt a line")

@@ -372,7 +372,7 @@ def table(groups: Mapping[str, Mapping[str, float | None]]) -> str:
              for group, its in groups.items()]  # fmt: skip
     measured = [name for name in FIGURES if any(name in its for its in groups.values())]
     for name in measured:
-        lines.append("")
+        lines += [""] * (len(groups) > 1)
         for group, its in groups.items():
             value, low, high = (its.get(f"{name}{end}") for end in ("", " low", " high"))
             shown = "–" if value is None else f"{value:.4g}"

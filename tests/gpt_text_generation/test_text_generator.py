@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -275,7 +276,16 @@ def test_an_empty_prompt_needs_a_token_to_begin_with(tiny_folder: Path) -> None:
         without.generate([""])
 
 
-def test_what_is_no_model_is_one_clear_error(tmp_path: Path) -> None:
+def test_what_is_no_model_is_one_clear_error(tmp_path: Path, tiny_folder: Path) -> None:
+    cut, silent = (shutil.copytree(tiny_folder, tmp_path / name) for name in ("cut", "silent"))
+    with (cut / "model.safetensors").open("r+b") as file:
+        file.truncate(10_000)
+    with pytest.raises(InputError, match="no causal language model that can be read"):
+        load_model(str(cut))
+    for path in silent.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(InputError, match="tokenizer|no causal language model"):
+        load_model(str(silent))
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match="no causal language model that can be read"):
         load_model(str(tmp_path))
@@ -327,6 +337,7 @@ def test_a_prompt_is_streamed_and_lines_are_texts_each(
         (("--temperature", "0"), "temperature must be above 0"), (("--max_new_tokens", "0"), "max_new_tokens"),
         (("--max_new_tokens", "64"), "below the model's context"), (("--strategy", "magic"), "strategy"),
         (("--prompt", "a b c d " * 40), "leaves no room"),
+        (("--strategy", "greedy", "--samples", "2"), "writes the same text every time"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_one_line_and_status_2(
@@ -334,8 +345,8 @@ def test_wrong_input_is_one_line_and_status_2(
 ) -> None:
     prompt = () if "--prompt" in flags else ("--prompt", "Tom")
     assert run("generate", "--model", str(tiny_folder), "--max_new_tokens=9", *prompt, *flags) == 2
-    error = capsys.readouterr().err
-    assert message in error and "Traceback" not in error
+    out, error = capsys.readouterr()
+    assert message in error and "Traceback" not in error and not out
 
 
 def test_strategies_are_compared_in_a_table_and_a_plot(
