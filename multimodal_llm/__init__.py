@@ -1,1 +1,0 @@
-"""Project 6: captions, visual questions, documents and search with images and text."""

@@ -1,1 +1,0 @@
-"""What stands where on a page, and questions answered from it."""

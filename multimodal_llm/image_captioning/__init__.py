@@ -1,1 +1,0 @@
-"""Captions of images: written by BLIP, and measured against those of people."""

@@ -1,1 +1,0 @@
-"""Questions about images: where they come from, how answers are scored, and models that answer."""
