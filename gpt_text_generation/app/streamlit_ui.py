@@ -284,7 +284,7 @@ def writing(generator: TextGenerator) -> None:
         st.caption("This model goes on with a text and is not told what to do: it sees no style and no audience.")
     named = [name.strip() for name in re.split("[,，、]", names) if name.strip()][:MOST_NAMES]
     config = WriterConfig(topic=topic, names=named, style=style, audience=audience, words=length,
-                          language=LANGUAGES.get(language, "auto"), temperature=temperature)  # type: ignore[arg-type]  # fmt: skip
+                          language=LANGUAGES.get(language, "auto"), temperature=temperature)  # fmt: skip
     brief, assistant = config.brief(), WritingAssistant(generator, config.settings())
     state = st.session_state
     if plan or open_:

@@ -155,6 +155,33 @@ def supporting_span(claim: str, passage: str, question: str = "") -> tuple[int, 
 # --- Evidence ---------------------------------------------------------------------------------------------------------
 
 FEATURES = ("sentence", "passage", "words", "words_around", "two")
+SIGNS = ("sentence", "passage", "kind", "name", "contrary")  # of confidence
+
+HAN = re.compile(r"[\u3400-\u9fff]")
+# Of English questions and quotes
+ASKED = re.compile(r"\b(?:what|which|who|whom|whose|when|where|why|how)\b", re.I)
+ASKED_WHO = re.compile(r"who", re.I)
+ASKED_NUMBER = re.compile(
+    r"when|how (?:many|much|long|often|far|old|tall|high|big|large|fast|deep|heavy|early)\b"
+    r"|(?:what|which) (?:percentage|share|year|century|decade|date|time|age|number)\b", re.I,
+)  # fmt: skip
+COUNT = re.compile(
+    rf"{NUMBER.pattern}|\b(?i:(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|half|quarter|dozen"
+    r"|once|twice|single|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|hundred|thousand|[mb]illion|century)(?:s|th)?\b"
+    r"|centuries\b|(?:mon|tues|wednes|thurs|fri|satur|sun)days?\b|(?:noon|midnight|spring|summer|autumn|winter)\b)"
+    r"|\b(?:January|February|March|April|May|June|July|August|September|October|November|December)\b"
+)
+NAME = re.compile(r"(?<!^)(?<![.!?] )\b[A-Z][^\W_]*")  # at a sentence's start every word is in capitals
+NOT = re.compile(r"\b(?:not|no|never|neither|nor|none|nobody|nothing|cannot)\b|n['’]t\b", re.I)
+DENIED = re.compile(rf"{NOT.pattern}|\bwithout\b|\b(?:except|only|fail|lack|refus|forbid|prohibit)", re.I)
+# "whether or not", and what a condition says of the case, not of the answer
+ASIDE = re.compile(r"\bor (?:\w+ )?not\b|\b(?:if|unless|because|while|(?<=\w )when)\b[^,?]*", re.I)
+OPPOSITES = [
+    frozenset(pair.split("/"))
+    for pair in "most/least more/less first/last before/after upper/lower best/worst largest/smallest longest/shortest "
+    "highest/lowest oldest/newest increase/decrease always/never".split()
+]
+TURNED = re.compile(r"(?:un|non)(?=\w{4})|(?:in|im|il|ir)(?=\w{6})")  # unknown, informal; not income, imports
 
 
 @dataclass(frozen=True)
@@ -222,10 +249,67 @@ def candidates(question: str, hits: Sequence[Hit], embedding: Embeddings) -> lis
     return found
 
 
+def doubts(question: str, quote: str, passage: str) -> tuple[float, float, float]:
+    """Say what speaks against a quote though its cosines are high, for these hardly change with a name or a "not".
+
+    Args:
+        question: In English; of what has Chinese characters nothing is said.
+        quote: A sentence or two.
+        passage: Where it stands.
+
+    Returns:
+        Each 1 or 0:
+
+        - kind: the question asks for a number, a time or a person, and the quote names none but what the question
+          says, so the answer is not in it;
+        - name: a name or number of the question does not stand in the passage, so this may be about another;
+        - contrary: the question is negated and the quote is not, or one has the opposite of the other's word
+          ("least" and "most", "known" and "unknown"), so it tells of what was not asked. To what can be answered with
+          yes or no, such a quote is an answer.
+    """
+    if HAN.search(question + quote):
+        return 0.0, 0.0, 0.0
+    asked = ASKED.search(question)
+    kind = name = False
+    if asked and ASKED_NUMBER.match(question, asked.start()):
+        kind = not _lowered(COUNT, quote) - _lowered(COUNT, question)
+    elif asked and ASKED_WHO.match(question, asked.start()):
+        kind = all(found.lower() in question.lower() for found in NAME.findall(quote))
+    names = {term for found in NAME.findall(question) for term in tokenize(found) if not question.isupper()}
+    name = not (names <= set(tokenize(passage)) and _lowered(NUMBER, question) <= _lowered(NUMBER, passage))
+    return float(kind), float(name), float(asked is not None and _contrary(question, quote))
+
+
+def _lowered(pattern: re.Pattern[str], text: str) -> set[str]:
+    return {found.lower() for found in pattern.findall(text)}
+
+
+def _contrary(question: str, quote: str) -> bool:
+    """Tell whether one is negated and the other is not, or they have words of opposite sense; both cancel out."""
+    question = ASIDE.sub("", question)
+    ours, theirs = (set(re.findall(r"[^\W\d_]+", re.sub(r"\bnon[ -]", "non", t.lower()))) for t in (question, quote))
+
+    def turned(words: set[str], others: set[str]) -> bool:
+        return any(TURNED.match(word) and TURNED.sub("", word, count=1) in others - words for word in words - others)
+
+    negated = bool(NOT.search(question)) or turned(ours, theirs)
+    # A "not" in the quote alone may be about something else
+    denied = turned(theirs, ours) or negated and bool(DENIED.search(quote))
+    opposite = any(pair & ours - theirs and pair & theirs - ours for pair in OPPOSITES)
+    return (negated != denied) != opposite
+
+
+def signs(question: str, evidence: Evidence, hits: Sequence[Hit]) -> tuple[float, ...]:
+    """Return what confidence in a quote is told from, by the names of :data:`SIGNS`."""
+    text = hits[evidence.hit].chunk.text
+    header = text[slice(*evidence.header)] if evidence.header else ""
+    return *evidence.features[:2], *doubts(question, f"{header}\n{text[evidence.start : evidence.end]}".strip(), text)
+
+
 def weigh(question: str, hits: Sequence[Hit], embedding: Embeddings, follow_up: str = "") -> Evidence:
     """Find the quote that most likely answers a question.
 
-    A linear model of the features chooses it. Logistic regression on its two cosines says how likely it holds an
+    A linear model of the features chooses it. Logistic regression on its :func:`signs` says how likely it holds an
     answer at all (Platt, 1999). Both were fitted by ``qa_system.builtin.fit_evidence``. Where there are no cosines, as
     for Chinese questions to an English model, it is the share of the question's words that the passage has.
 
@@ -233,7 +317,8 @@ def weigh(question: str, hits: Sequence[Hit], embedding: Embeddings, follow_up: 
         question: Any text.
         hits: Best first.
         embedding: That of the library.
-        follow_up: The question as it was asked, if ``question`` is what it was made of: each counts half.
+        follow_up: The question as it was asked, if ``question`` is what it was made of: each counts half, but for
+            the doubts, which are of what is asked now.
 
     Returns:
         The best candidate with its confidence; one of confidence 0 where there is none.
@@ -249,7 +334,8 @@ def weigh(question: str, hits: Sequence[Hit], embedding: Embeddings, follow_up: 
     best = found[int(scores.argmax())]
     if not reads(embedding, question):
         return replace(best, confidence=best.features[FEATURES.index("words_around")])
-    logit = float(np.dot(best.features[:2], learned["confidence"]["weights"])) + learned["confidence"]["bias"]
+    of_it = signs(follow_up.strip() or question, best, hits)
+    logit = float(np.dot(of_it, learned["confidence"]["weights"])) + learned["confidence"]["bias"]
     return replace(best, confidence=1 / (1 + math.exp(-logit)))
 
 

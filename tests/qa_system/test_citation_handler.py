@@ -17,11 +17,13 @@ from qa_system.generation.citation_handler import (
     Evidence,
     as_text,
     candidates,
+    doubts,
     highlighted_html,
     in_context,
     locate,
     matching_spans,
     places,
+    signs,
     supporting_span,
     verify,
     weigh,
@@ -262,3 +264,97 @@ def test_confidence_rises_with_the_cosines() -> None:
     one = document(FARES)
     confidences = [weigh("Do dogs pay?", [hit(one, dense=d)], Letters()).confidence for d in (0.1, 0.4, 0.9)]
     assert all(a < b for a, b in itertools.pairwise(confidences))
+
+
+@pytest.mark.parametrize(
+    ("question", "quote", "doubtful"),
+    [
+        ("How much is a ticket?", "An adult pays £9.40.", False),
+        ("How much is a ticket?", "Tickets are sold on board.", True),
+        ("How much is a ticket on route 3?", "Route 3 needs a ticket.", True),  # it only says the question's number
+        ("In what century was the pier built?", "The pier is of the early nineteenth century.", False),
+        ("When does it open?", "It opens in spring.", False),
+        ("When does it open?", "It opens with a speech.", True),
+        ("Who built the pier?", "The pier was built by Brodie & Sons.", False),
+        ("Who built the pier?", "The pier was built by hand.", True),
+        ("Who succeeded Brodie?", "The pier was built by Brodie.", True),
+        ("What happens when a ticket is lost?", "A lost ticket is printed again.", False),  # "when" is not asked
+        ("Why is the pier long?", "The pier is for large ships.", False),
+    ],
+)
+def test_who_asks_for_a_number_or_a_person_doubts_a_quote_without(question: str, quote: str, doubtful: bool) -> None:
+    assert doubts(question, quote, quote)[0] == doubtful
+
+
+@pytest.mark.parametrize(
+    ("question", "doubtful"),
+    [
+        ("How deep is the sea off Norwick?", False),
+        ("How deep is the sea off Skerra?", True),
+        ("What is Norwick's depth?", False),
+        ("What did the Herve brothers measure?", False),  # written Hervé there
+        ("How deep was the sea in the 19th century?", False),
+        ("How deep was the sea in the 18th century?", True),
+        ("How deep was it in 1859?", True),
+        ("Skerra is how deep?", False),  # the first word is in capitals anyway
+        ("HOW DEEP IS THE WATER?", False),
+    ],
+)
+def test_a_name_or_number_that_the_passage_lacks_is_doubtful(question: str, doubtful: bool) -> None:
+    passage = "The sea off Norwick is 40 m deep. It was measured by the brothers Hervé in the 19th century."
+    assert doubts(question, "The sea off Norwick is 40 m deep.", passage)[1] == doubtful
+
+
+@pytest.mark.parametrize(
+    ("question", "quote", "doubtful"),
+    [
+        ("What may dogs eat?", "Dogs may eat meat.", False),
+        ("What may dogs not eat?", "Dogs may eat meat.", True),
+        ("What mayn't dogs eat?", "Dogs may eat meat.", True),
+        ("What may dogs not eat?", "Dogs mustn’t eat onions.", False),
+        ("What may dogs not do?", "Dogs are forbidden to bark.", False),
+        ("What may dogs eat?", "Dogs may eat meat, not onions.", False),  # that "not" is about something else
+        ("What may or may not be eaten?", "Dogs may eat meat.", False),
+        ("What is paid if the ship does not sail?", "A night at the hotel is paid.", False),  # the case, not the answer
+        ("May dogs not eat meat?", "Dogs may eat meat.", False),  # the answer is yes
+        ("What is the least common fish?", "The most common fish is cod.", True),
+        ("What is the most common fish?", "The most common fish is cod, the least common is tuna.", False),
+        ("What is the unknown depth?", "The known depth is 40 m.", True),
+        ("What is the known depth?", "The unknown depth is over 40 m.", True),
+        ("What is the unknown depth?", "The depth is not known.", False),
+        ("What is not the least common fish?", "The most common fish is cod.", False),  # twice turned
+        ("What is a non violent protest?", "A nonviolent protest is a march.", False),
+        ("What are the imports?", "The ports are Norwick and Sandhaven.", False),
+    ],
+)
+def test_the_opposite_of_what_is_asked_is_doubtful(question: str, quote: str, doubtful: bool) -> None:
+    assert doubts(question, quote, quote)[2] == doubtful
+
+
+def test_nothing_is_doubted_of_chinese() -> None:
+    assert doubts("1859年没有多少级台阶？", "灯塔共有台阶。", "灯塔共有台阶。") == (0, 0, 0)
+    assert doubts("Who built no lighthouse in 1859?", "灯塔共有台阶。", "灯塔共有台阶。") == (0, 0, 0)
+
+
+def test_each_doubt_lowers_the_confidence_of_the_same_quote() -> None:
+    text = "The pier of Norwick is built of stone and it is long."
+    confidences = {
+        question: weigh(question, [hit(document(text), dense=0.6)], Letters()).confidence
+        for question in ("Why is the pier long?", "Why is the pier not long?", "Why is the Skerra pier long?")
+    }
+    plain, negated, elsewhere = confidences.values()
+    assert plain > elsewhere > negated
+
+
+def test_a_follow_up_is_doubted_for_what_it_asks_itself() -> None:
+    text = "A ticket for an adult is £9. A ticket for a child is £4."
+    hits = [hit(document(text), dense=0.5)]
+    whole = "How much is a ticket to Skerra? And for a child?"
+    assert weigh(whole, hits, Letters(), "And for a child?").confidence > weigh(whole, hits, Letters()).confidence
+
+
+def test_the_signs_of_a_row_are_read_with_its_header() -> None:
+    text = "Ticket | Price in 2025\nAdult | free"
+    [row] = [e for e in candidates("adult price", [hit(document(text), dense=0.5)], Letters()) if e.header]
+    assert signs("How much is an adult?", row, [hit(document(text))])[1:] == (0.5, 0, 0, 0)
+    assert signs("How much is an adult?", Evidence(0, row.start, row.end, None, row.features), [hit(document(text))])[2]
