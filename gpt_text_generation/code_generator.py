@@ -40,6 +40,7 @@ import errno
 import functools
 import gzip
 import inspect
+import itertools
 import json
 import logging
 import marshal
@@ -1598,9 +1599,10 @@ def evaluate(config: EvaluateConfig) -> None:
                 if generator:
                     settings = config.settings(config.strategy)
                     settings = replace(settings, seed=settings.seed + first * config.samples)
-                    fitting = [problem for problem in asked if writer.has_room(problem)]
+                    rooms = [writer.has_room(problem) for problem in asked]
+                    fitting = list(itertools.compress(asked, rooms))
                     written = iter(writer.write(fitting, settings) if fitting else ())
-                    codes = [next(written)[0] if writer.has_room(problem) else "" for problem in asked]
+                    codes = [next(written)[0] if room else "" for room in rooms]
                 else:
                     codes = [_own(problem, config.solutions == "planted") for problem in asked]
                 for problem, code, its in zip(asked, codes, pool.map(writer.judge, codes, asked), strict=True):

@@ -36,8 +36,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import yaml
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from gpt_text_generation.evaluation.diversity_metrics import bootstrap_interval, portions
 from gpt_text_generation.text_generator import (
     BUILTIN,
     NOT_RECIPE,
@@ -801,18 +802,9 @@ def _judged(
 # --- How sure a difference is -----------------------------------------------------------------------------------------
 
 
-def bootstrap_interval(values: ArrayLike, *, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % percentile interval of a mean over cases, drawn with replacement.
-
-    Args:
-        values: (N,), one a case.
-        draws: Samples of N.
-        seed: Of the drawing.
-    """
-    values, rng = np.asarray(values, dtype=float), np.random.default_rng(seed)
-    means = [values[rng.integers(len(values), size=(some, len(values)))].mean(1) for some in _portions(draws, values)]
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
-    return float(low), float(high)
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of a mean over cases; of a single case that is a point."""
+    return bootstrap_interval(values, repeats=10_000) or (values[0], values[0])
 
 
 def sign_flip_test(differences: ArrayLike, *, draws: int = 10_000, seed: int = 0) -> float:
@@ -832,15 +824,9 @@ def sign_flip_test(differences: ArrayLike, *, draws: int = 10_000, seed: int = 0
     if 2 ** len(d) <= draws:
         bits = (np.arange(2 ** len(d))[:, None] >> np.arange(len(d))) & 1  # (2^N, N)
         return float(np.mean(np.abs((2 * bits - 1) @ d) >= least))
-    signs = (2 * rng.integers(2, size=(some, len(d))) - 1 for some in _portions(draws, d))
+    signs = (2 * rng.integers(2, size=(some, len(d))) - 1 for some in portions(draws, len(d)))
     extreme = sum(int((np.abs(its @ d) >= least).sum()) for its in signs)
     return (extreme + 1) / (draws + 1)
-
-
-def _portions(draws: int, values: NDArray[Any]) -> Iterator[int]:
-    """Divide the draws so that a million numbers are in memory at once."""
-    step = max(1, 10**6 // max(1, len(values)))
-    return (min(step, draws - first) for first in range(0, draws, step))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -918,7 +904,7 @@ def standings(answers: Sequence[Answer]) -> list[Standing]:
             for kind, score in answer.scores.items():
                 kinds[kind].append(score)
         values = list(scores.values())
-        found.append(Standing(model, template, float(np.mean(values)), *bootstrap_interval(values),
+        found.append(Standing(model, template, float(np.mean(values)), *mean_interval(values),
                               {kind: float(np.mean(its)) for kind, its in kinds.items()},
                               sum(bool(answer.error) for answer in own)))  # fmt: skip
     return sorted(found, key=lambda its: (-its.score, its.model, its.template))
@@ -933,7 +919,7 @@ def comparisons(answers: Sequence[Answer]) -> list[Comparison]:
             differences = np.array([cells[model, one][case] - cells[model, other][case] for case in cells[model, one]])
             if differences.mean() < 0:
                 one, other, differences = other, one, -differences
-            found.append(Comparison(model, one, other, float(differences.mean()), *bootstrap_interval(differences),
+            found.append(Comparison(model, one, other, float(differences.mean()), *mean_interval(differences),
                                     sign_flip_test(differences), 1.0))  # fmt: skip
     corrected = holm([its.p for its in found])
     found = [replace(its, p_holm=p) for its, p in zip(found, corrected, strict=True)]

@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -47,6 +47,7 @@ BUILTINS = ("stories", "python")
 NOT_RECIPE = {"recipe": False}
 Strategy = Literal["greedy", "beam_search", "sampling", "top_k", "nucleus", "min_p", "typical", "penalized"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+LOADING = threading.Lock()  # transformers can't load two models at once, and leaves weights of one of them out
 DRAWING = ("sampling", "top_k", "nucleus", "min_p", "typical")
 logger = logging.getLogger(MODULE)
 
@@ -222,11 +223,12 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> Language
         return model, AutoTokenizer.from_pretrained(place, **options)
 
     if source.origin == "hub":
-        with hub_errors(source, "builtin:stories"):
+        with LOADING, hub_errors(source, "builtin:stories"):
             model, tokenizer = load()
     else:
         try:
-            model, tokenizer = load()
+            with LOADING:
+                model, tokenizer = load()
         except Exception as error:  # the libraries' own errors for cut and mixed-up files have no base in common
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{source} holds no causal language model that can be read: {reason}") from None
@@ -438,8 +440,10 @@ class TextGenerator:
                     bar.advance(task, len(batch))
         return [found[row] for row in range(len(prompts))]
 
-    def stream(self, prompt: str, settings: Settings | None = None) -> Iterator[str]:
+    def stream(self, prompt: str, settings: Settings | None = None) -> Generator[str, None, Generation]:
         """Yield the text that :meth:`generate` returns, piece by piece; what may be part of a stop string is held back.
+
+        At its end, the generator's value is what :meth:`generate` returns.
 
         Raises:
             InputError: See :meth:`generate`; or the strategy is beam search, whose text is known at its end only.
@@ -450,10 +454,10 @@ class TextGenerator:
                              hint="another strategy, or no streaming")  # fmt: skip
         ids = self.language_model.encode(prompt)
         settings = replace(settings, max_new_tokens=self._room(ids, settings))
-        return self._pieces(ids, settings)
+        return self._pieces(prompt, ids, settings)
 
-    def _pieces(self, ids: list[int], settings: Settings) -> Iterator[str]:
-        pieces: queue.Queue[int | BaseException | None] = queue.Queue()
+    def _pieces(self, prompt: str, ids: list[int], settings: Settings) -> Generator[str, None, Generation]:
+        pieces: queue.Queue[int | BaseException | Generation] = queue.Queue()
         stop = StopAt(self.language_model.tokenizer, settings.stop, len(ids))
 
         class Streamer:
@@ -469,8 +473,7 @@ class TextGenerator:
 
         def work() -> None:
             try:
-                self._batch([ids], [settings.seed], settings, stop, Streamer())
-                pieces.put(None)
+                pieces.put(self._batch([ids], [settings.seed], settings, stop, Streamer())[0])
             except BaseException as error:  # handed on to whoever reads
                 pieces.put(error)
 
@@ -479,20 +482,18 @@ class TextGenerator:
         try:
             drawn: list[int] = []
             given = ""
-            while (piece := pieces.get()) is not None:
+            while not isinstance(piece := pieces.get(), Generation):
                 if isinstance(piece, BaseException):
                     raise piece
                 drawn.append(piece)
-                text = self._text(ids, drawn)
-                if first_stop(text, settings.stop) >= 0:
-                    break
-                ready = text[: len(text) - held_back(text, settings.stop)]
+                text, stopped = self._cut(ids, drawn, settings)
+                ready = text if stopped else text[: len(text) - held_back(text, settings.stop)]
                 if len(ready) > len(given):
                     yield ready[len(given) :]
                     given = ready
-            rest = self._cut(ids, drawn, settings)[0][len(given) :]
-            if rest:
-                yield rest
+            if len(piece.text) > len(given):
+                yield piece.text[len(given) :]
+            return replace(piece, prompt=prompt)
         finally:  # at the end, and when nobody wants more
             stop.cancelled.set()
             thread.join()

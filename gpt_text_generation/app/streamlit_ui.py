@@ -16,7 +16,6 @@ import math
 import os
 import re
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -58,17 +57,10 @@ logger = logging.getLogger(__name__)
 # --- What all tabs share ----------------------------------------------------------------------------------------------
 
 
-@st.cache_resource
-def one_at_a_time() -> Any:
-    """Return a lock: transformers can't load two models at once, and leaves weights of one of them out."""
-    return threading.Lock()
-
-
 @st.cache_resource(max_entries=3, show_spinner="Loading the model …")
 def load(name: str) -> TextGenerator:
     """Load a model once for all visitors."""
-    with one_at_a_time():
-        return TextGenerator(name)
+    return TextGenerator(name)
 
 
 def plain(text: str) -> str:
@@ -190,23 +182,29 @@ def strategies(generator: TextGenerator) -> None:
     settings = ask_settings(chosen, generator.language_model.context)
     if st.button("Write", type="primary"):
         st.session_state.pop("written", None)
-        place = st.empty()
-        if len(settings) == 1 and settings[0].strategy != "beam_search":
-            text = ""
-            with closing(generator.stream(prompt, settings[0])) as stream:  # type: ignore[type-var]
-                for new in stream:
-                    text += new
-                    place.html(text_html(text, "stream"))
+        alone = len(settings) == 1 and settings[0].strategy != "beam_search"
         written = []
-        # A stream has no tokens to look at; the same seed writes the same text
         for its in settings:
             with st.spinner(f"{its.strategy} …"):
-                [made] = generator.generate([prompt], its)
+                made = streamed(generator, prompt, its) if alone else generator.generate([prompt], its)[0]
                 written.append((its.strategy, made, pieces_of(generator, made)))
-        place.empty()
         st.session_state["written"] = generator.name, written
     if "written" in st.session_state:
         show_written(*st.session_state["written"])
+
+
+def streamed(generator: TextGenerator, prompt: str, settings: Settings) -> Generation:
+    """Show a text while it is written, and return it."""
+    place, text = st.empty(), ""
+    with closing(generator.stream(prompt, settings)) as stream:
+        while True:
+            try:
+                text += next(stream)
+            except StopIteration as end:
+                place.empty()
+                made: Generation = end.value
+                return made
+            place.html(text_html(text, "stream"))
 
 
 def show_written(model: str, written: Sequence[tuple[str, Generation, list[Piece]]]) -> None:

@@ -254,9 +254,16 @@ def bootstrap_interval(
     values, rng = np.asarray(values, dtype=np.float64), np.random.default_rng(seed)
     if len(values) < 2:
         return None
-    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(repeats)]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    count = len(values)
+    means = [values[rng.integers(count, size=(some, count))].mean(1) for some in portions(repeats, count)]
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def portions(draws: int, size: int) -> Iterator[int]:
+    """Divide draws of so many numbers each so that a million numbers are in memory at once."""
+    step = max(1, 10**6 // max(1, size))
+    return (min(step, draws - first) for first in range(0, draws, step))
 
 
 def pseudo_values(whole: float, without: ArrayLike) -> Floats:

@@ -270,7 +270,7 @@ def doubts(question: str, quote: str, passage: str) -> tuple[float, float, float
     if HAN.search(question + quote):
         return 0.0, 0.0, 0.0
     asked = ASKED.search(question)
-    kind = name = False
+    kind = False
     if asked and ASKED_NUMBER.match(question, asked.start()):
         kind = not _lowered(COUNT, quote) - _lowered(COUNT, question)
     elif asked and ASKED_WHO.match(question, asked.start()):

@@ -32,7 +32,6 @@ from gpt_text_generation.prompt_engineering import (
     Case,
     Question,
     Template,
-    bootstrap_interval,
     comparisons,
     csv_report,
     fill,
@@ -44,6 +43,7 @@ from gpt_text_generation.prompt_engineering import (
     list_command,
     load_cases,
     load_templates,
+    mean_interval,
     per_case,
     run_command,
     run_matrix,
@@ -595,8 +595,8 @@ def test_a_sign_flip_test_is_scipys() -> None:
 def test_a_bootstrap_interval_is_scipys() -> None:
     values = np.random.default_rng(0).random(30)
     reference = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=10_000, rng=1).confidence_interval
-    assert bootstrap_interval(values) == pytest.approx(tuple(reference), abs=0.01)
-    assert bootstrap_interval([0.25]) == (0.25, 0.25)
+    assert mean_interval(values) == pytest.approx(tuple(reference), abs=0.01)
+    assert mean_interval([0.25]) == (0.25, 0.25)
 
 
 def test_without_a_difference_few_tests_find_one() -> None:
