@@ -6,7 +6,7 @@
 PYTHON ?= python3
 override PYTHON := $(or $(PYTHON),python3)
 # What .venv gets: a project with an extra of its own adds the extra's name here when it arrives.
-EXTRAS ?= dev,track,sentiment,generation,qa,optimization
+EXTRAS ?= dev,track,sentiment,generation,qa,optimization,multimodal
 VENV_PYTHON := .venv/bin/python
 BUNDLE := outputs/model_optimization/bundles/dynamic-int8
 STAMP := .venv/.installed-$(EXTRAS)

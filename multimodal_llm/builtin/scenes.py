@@ -1,0 +1,459 @@
+r"""Scenes of colored shapes made by code: what the builtin caption, question and CLIP models learn from.
+
+A scene is a picture of 64 × 64 pixels with one to four objects; size, color and shape of each are in the caption, from
+top to bottom and from left to right, so that exactly one caption is right:
+
+    a large red circle, a small blue star and a small green cross
+
+Two kinds of generalization can be measured (Lake and Baroni, 2018, arXiv:1711.00350): split ``test`` has captions that
+no training scene has; split ``pairs`` has colors on shapes that never went together, as in CLEVR's CoGenT (Johnson et
+al., 2017, arXiv:1612.06890). Objects stand on a grid of 16 pixels, the patches of a small vision transformer, which
+learns them in minutes; ``grid=False`` puts them anywhere.
+
+    python -m multimodal_llm.builtin.scenes show --split test --count 3 --folder scenes/
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import itertools
+import math
+import random
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from shared.config import check_range, run_commands
+from shared.errors import InputError
+from shared.results import write_atomic
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MODULE = "multimodal_llm.builtin.scenes"
+Split = Literal["train", "validation", "test", "pairs"]
+SPLITS = ("train", "validation", "test", "pairs")
+SIDE, CELL = 64, 16  # pixels of a picture and of a cell of its grid
+MOST = 4  # objects
+RADIUS = {"small": 4.2, "large": 7.4}  # pixels; both fit a cell
+COLORS = {
+    "red": (214, 39, 40), "orange": (255, 140, 0), "yellow": (250, 220, 30), "green": (40, 160, 60),
+    "cyan": (40, 205, 215), "blue": (35, 80, 220), "purple": (135, 50, 180), "pink": (255, 135, 195),
+}  # fmt: skip
+SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross")
+PAIRS = frozenset(zip(tuple(COLORS)[1:], SHAPES, strict=False))  # color and shape that only split pairs has together
+# Top and bottom of the picture; none has a hue of its own, so every color can be told from every background.
+BACKGROUNDS = {
+    "white": ((255, 255, 255), (255, 255, 255)), "gray": ((150, 150, 150), (150, 150, 150)),
+    "black": ((18, 18, 18), (18, 18, 18)), "light": ((250, 250, 250), (205, 205, 205)),
+    "dusk": ((120, 120, 120), (40, 40, 40)),
+}  # fmt: skip
+HELD_OUT = {0: "test", 1: "validation"}  # remainders of the hash of a caption, by 20
+HELD_OUT_ALONE = 5  # by 5 where there is one object: there are but 84 such captions
+QUESTION_KINDS = ("count", "color", "shape", "size", "exists", "relation")
+SCENES = {"train": 6000, "validation": 500, "test": 500, "pairs": 500}  # of scene_questions
+SUPERSAMPLING = 16  # points a pixel, along each side
+
+
+# --- What a scene is made of ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One object.
+
+    Attributes:
+        size: A key of :data:`RADIUS`.
+        color: A key of :data:`COLORS`.
+        shape: One of :data:`SHAPES`.
+    """
+
+    size: str
+    color: str
+    shape: str
+
+    def __str__(self) -> str:
+        return f"{self.size} {self.color} {self.shape}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Objects before a background.
+
+    Attributes:
+        objects: In reading order; no two are alike.
+        centers: Of each, x and y in pixels from the top left corner.
+        background: A key of :data:`BACKGROUNDS`.
+    """
+
+    objects: tuple[SceneObject, ...]
+    centers: tuple[tuple[int, int], ...]
+    background: str
+
+    @property
+    def caption(self) -> str:
+        """The one caption that is right: all objects in reading order."""
+        return joined([article(str(one)) for one in self.objects])
+
+
+@dataclass(frozen=True)
+class SceneQuestion:
+    """A question about a scene.
+
+    Attributes:
+        kind: One of :data:`QUESTION_KINDS`.
+        question: Its text.
+        answer: One word; a count is written in figures.
+    """
+
+    kind: str
+    question: str
+    answer: str
+
+
+def article(name: str) -> str:
+    """Put "a" or "an" before a name."""
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def joined(names: Sequence[str]) -> str:
+    """Write "one, another and a third"."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+# --- Drawing scenes at random -----------------------------------------------------------------------------------------
+
+
+def split_of(objects: Sequence[SceneObject]) -> Split:
+    """Return the split that a scene with these objects, in reading order, belongs to."""
+    if any((one.color, one.shape) in PAIRS for one in objects):
+        return "pairs"
+    digest = hashlib.sha256("|".join(map(str, objects)).encode()).digest()
+    parts = HELD_OUT_ALONE if len(objects) == 1 else 20
+    return HELD_OUT.get(int.from_bytes(digest, "big") % parts, "train")  # type: ignore[return-value]
+
+
+def _objects(rng: random.Random, count: int, pairs: bool) -> list[SceneObject]:
+    """Draw objects; a third of the later ones repeat a color or a shape, so that there is more to count."""
+    objects: list[SceneObject] = []
+    for _ in range(count):
+        while True:
+            color, shape = rng.choice(tuple(COLORS)), rng.choice(SHAPES)
+            if pairs and not objects:  # the first one is what the split is about
+                color, shape = rng.choice(sorted(PAIRS))
+            elif objects and rng.random() < 0.35:
+                color, shape = rng.choice([(objects[-1].color, shape), (color, objects[-1].shape)])
+            one = SceneObject(rng.choice(tuple(RADIUS)), color, shape)
+            if one not in objects and (pairs or (color, shape) not in PAIRS):
+                objects.append(one)
+                break
+    return objects
+
+
+def _centers(rng: random.Random, count: int, grid: bool) -> list[tuple[int, int]]:
+    """Draw places that do not touch, in reading order: rows of the grid, and in a row from left to right."""
+    if grid:
+        cells = rng.sample([(x, y) for y in range(SIDE // CELL) for x in range(SIDE // CELL)], count)
+        places = [(x * CELL + CELL // 2, y * CELL + CELL // 2) for x, y in cells]
+    else:
+        places = []
+        while len(places) < count:
+            place = (rng.randint(CELL // 2, SIDE - CELL // 2), rng.randint(CELL // 2, SIDE - CELL // 2))
+            if all(math.dist(place, other) > CELL for other in places):
+                places.append(place)
+    return sorted(places, key=lambda place: (place[1] // CELL, place[0]))
+
+
+def scenes(split: Split, count: int, seed: int = 0, *, grid: bool = True) -> Iterator[Scene]:
+    """Draw scenes of a split; another seed draws others.
+
+    Args:
+        split: ``pairs`` has at least one color on a shape that no other split shows.
+        count: How many, >= 0.
+        seed: Of the drawing.
+        grid: Whether objects are centered on the patches.
+
+    Raises:
+        InputError: There is no such split, or the count is negative.
+    """
+    if split not in SPLITS:
+        raise InputError(f"split must be one of {', '.join(SPLITS)}. Got {split!r}.")
+    check_range("count", count, 0)
+    rng = random.Random(f"scenes {split} {seed} {grid}")
+    return (_scene(rng, split, grid) for _ in range(count))
+
+
+def _scene(rng: random.Random, split: Split, grid: bool) -> Scene:
+    count = rng.randint(1, MOST)  # drawn apart from the objects: splits would else have other counts
+    while True:
+        objects = _objects(rng, count, split == "pairs")
+        rng.shuffle(objects)
+        if split_of(objects) == split:
+            break
+    return Scene(tuple(objects), tuple(_centers(rng, count, grid)), rng.choice(tuple(BACKGROUNDS)))
+
+
+# --- Pictures ---------------------------------------------------------------------------------------------------------
+
+
+def _outline(shape: str, radius: float) -> list[tuple[float, float]]:
+    """Return the corners of a shape around (0, 0), y downwards; shapes have about the same area."""
+    if shape == "square":
+        half = radius * 0.86
+        return [(-half, -half), (half, -half), (half, half), (-half, half)]
+    if shape == "cross":
+        arm, half = radius * 0.36, radius
+        quarter = [(arm, -half), (arm, -arm), (half, -arm)]
+        return [_turned(corner, turn) for turn in range(4) for corner in quarter]
+    if shape == "star":
+        tips = [(radius * (1.08 if i % 2 == 0 else 0.46), math.pi * (i / 5 - 0.5)) for i in range(10)]
+        return [(length * math.cos(angle), length * math.sin(angle) + radius * 0.06) for length, angle in tips]
+    if shape == "triangle":
+        return [(0, -radius * 0.95), (radius, radius * 0.85), (-radius, radius * 0.85)]
+    return [(0, -radius), (radius * 0.82, 0), (0, radius), (-radius * 0.82, 0)]  # diamond
+
+
+def _turned(corner: tuple[float, float], quarters: int) -> tuple[float, float]:
+    x, y = corner
+    for _ in range(quarters):
+        x, y = -y, x
+    return x, y
+
+
+@functools.cache
+def _mask(shape: str, size: str) -> Image:
+    """Return how much of each pixel of a cell a shape covers, 0-255: drawn large, then averaged."""
+    from PIL import Image, ImageDraw
+
+    large, radius = CELL * SUPERSAMPLING, RADIUS[size] * SUPERSAMPLING
+    mask = Image.new("L", (large, large), 0)
+    pen = ImageDraw.Draw(mask)
+    middle = large / 2
+    if shape == "circle":
+        pen.ellipse((middle - radius, middle - radius, middle + radius, middle + radius), fill=255)
+    else:
+        pen.polygon([(middle + x, middle + y) for x, y in _outline(shape, radius)], fill=255)
+    return mask.reduce(SUPERSAMPLING)
+
+
+@functools.cache
+def _backdrop(background: str) -> Image:
+    import numpy as np
+    from PIL import Image
+
+    top, bottom = (np.array(color, dtype=np.float64) for color in BACKGROUNDS[background])
+    share = np.linspace(0, 1, SIDE)[:, None]
+    rows = ((1 - share) * top + share * bottom).round().astype(np.uint8)  # (64, 3)
+    return Image.fromarray(np.repeat(rows[:, None], SIDE, axis=1))
+
+
+def render(scene: Scene) -> Image:
+    """Draw a scene: RGB, 64 × 64, with smooth edges."""
+    picture = _backdrop(scene.background).copy()
+    for one, (x, y) in zip(scene.objects, scene.centers, strict=True):
+        picture.paste(COLORS[one.color], (x - CELL // 2, y - CELL // 2), _mask(one.shape, one.size))
+    return picture
+
+
+# --- Captions ---------------------------------------------------------------------------------------------------------
+
+
+def captions(scene: Scene) -> list[str]:
+    """Return what may be said of a scene: the canonical caption first, then ways to say the same."""
+    backwards = joined([article(str(one)) for one in reversed(scene.objects)])
+    return [scene.caption, f"there {'is' if len(scene.objects) == 1 else 'are'} {scene.caption}",
+            f"a picture of {scene.caption}", f"the picture shows {backwards}"]  # fmt: skip
+
+
+_OBJECT = re.compile(rf"\b({'|'.join(RADIUS)})\s+({'|'.join(COLORS)})\s+({'|'.join(SHAPES)})\b")
+
+
+def parse_caption(caption: str) -> list[SceneObject]:
+    """Find the objects that a caption names, in its order; what is not size, color and shape is passed over."""
+    return [SceneObject(*found) for found in _OBJECT.findall(caption.lower())]
+
+
+# --- Questions --------------------------------------------------------------------------------------------------------
+
+
+def _plural(shape: str) -> str:
+    return f"{shape}es" if shape == "cross" else f"{shape}s"
+
+
+def _counts(scene: Scene) -> Iterator[tuple[str, str]]:
+    yield "how many objects are there?", str(len(scene.objects))
+    for color in COLORS:
+        yield f"how many {color} objects are there?", str(sum(one.color == color for one in scene.objects))
+    for shape in SHAPES:
+        yield f"how many {_plural(shape)} are there?", str(sum(one.shape == shape for one in scene.objects))
+
+
+def _attributes(scene: Scene) -> Iterator[tuple[str, str, str]]:
+    """Ask for one attribute of an object that another one or two name, and no other object has."""
+    for one in scene.objects:
+        for kind, named in (("color", ("shape",)), ("color", ("size", "shape")), ("shape", ("color",)),
+                            ("shape", ("size", "color")), ("size", ("color", "shape"))):  # fmt: skip
+            same = [o for o in scene.objects if all(getattr(o, part) == getattr(one, part) for part in named)]
+            if len(same) == 1:
+                name = " ".join(getattr(one, part) for part in named) + ("" if "shape" in named else " object")
+                yield kind, f"what {kind} is the {name}?", getattr(one, kind)
+
+
+def _existence(scene: Scene) -> Iterator[tuple[str, str]]:
+    """Ask for a color on a shape; a no is about a color or a shape that is there, so that one must look at both."""
+    there = {(one.color, one.shape) for one in scene.objects}
+    colors, shapes = {color for color, _ in there}, {shape for _, shape in there}
+    unusual = split_of(scene.objects) == "pairs"
+    for color, shape in itertools.product(COLORS, SHAPES):
+        # Training would learn that held-out pairs are never there.
+        if (color in colors or shape in shapes) and (unusual or (color, shape) not in PAIRS):
+            yield f"is there {article(color)} {shape}?", "yes" if (color, shape) in there else "no"
+
+
+def _relations(scene: Scene) -> Iterator[tuple[str, str]]:
+    """Ask how two objects stand to each other, where that is clear: a cell apart at least."""
+    kinds = [(one.color, one.shape) for one in scene.objects]
+    clear = [(one, place) for one, place in zip(scene.objects, scene.centers, strict=True)
+             if kinds.count((one.color, one.shape)) == 1]  # fmt: skip
+    for (one, (x, y)), (other, (x2, y2)) in itertools.permutations(clear, 2):
+        across, down = x2 - x, y2 - y
+        for words, gap in (("to the left of", across), ("to the right of", -across), ("above", down), ("below", -down)):
+            if abs(gap) >= CELL // 2:
+                name, named = f"{one.color} {one.shape}", f"{other.color} {other.shape}"
+                yield f"is the {name} {words} the {named}?", "yes" if gap > 0 else "no"
+
+
+def all_questions(scene: Scene) -> list[SceneQuestion]:
+    """Return every question about a scene that has one answer."""
+    found = [SceneQuestion("count", *one) for one in _counts(scene)]
+    found += [SceneQuestion(*one) for one in dict.fromkeys(_attributes(scene))]
+    found += [SceneQuestion("exists", *one) for one in _existence(scene)]
+    return found + [SceneQuestion("relation", *one) for one in _relations(scene)]
+
+
+def questions(scene: Scene, rng: random.Random, count: int = len(QUESTION_KINDS)) -> list[SceneQuestion]:
+    """Draw different questions about a scene, of as many kinds as there are.
+
+    Kinds come in turn, and among the questions of a kind the answer is drawn before the question: who does not look at
+    the picture is right seldom.
+
+    Args:
+        scene: To ask about.
+        rng: What it draws from.
+        count: How many at most, >= 0.
+    """
+    by_kind: dict[str, dict[str, list[SceneQuestion]]] = {}
+    for one in all_questions(scene):
+        by_kind.setdefault(one.kind, {}).setdefault(one.answer, []).append(one)
+    drawn: list[SceneQuestion] = []
+    while by_kind and len(drawn) < count:
+        for kind in rng.sample(sorted(by_kind), len(by_kind))[: count - len(drawn)]:
+            by_answer = by_kind[kind]
+            # Nearly every scene has something to count that is there never or once.
+            weights = [4 if answer in "234" else 1 for answer in by_answer]
+            answer = rng.choices(list(by_answer), weights)[0]
+            drawn.append(by_answer[answer].pop(rng.randrange(len(by_answer[answer]))))
+            if not by_answer[answer]:
+                del by_answer[answer]
+            if not by_answer:
+                del by_kind[kind]
+    return drawn
+
+
+@dataclass(frozen=True)
+class SceneImage:
+    """A scene as a file that can be read: drawn when it is opened."""
+
+    scene: Scene
+
+    def read(self) -> bytes:
+        """Return the picture as PNG."""
+        file = io.BytesIO()
+        render(self.scene).save(file, "PNG")
+        return file.getvalue()
+
+    def __str__(self) -> str:
+        return f"the scene {self.scene.caption!r}"
+
+
+@dataclass(frozen=True)
+class QuestionRow:
+    """A question with its picture, as data sets of visual questions have them.
+
+    Attributes:
+        id: Of the question.
+        image: Anything with ``read()``.
+        image_id: The same for all questions about a scene.
+        question: Its text.
+        answer: The right one.
+        question_type: One of :data:`QUESTION_KINDS`.
+    """
+
+    id: str
+    image: SceneImage
+    image_id: str
+    question: str
+    answer: str
+    question_type: str
+
+
+def scene_questions(split: Split, count: int | None = None, seed: int = 0, each: int = 4) -> Iterator[QuestionRow]:
+    """Yield questions about scenes of a split.
+
+    Args:
+        split: Of which split.
+        count: Scenes; by default as :data:`SCENES` says.
+        seed: Another one draws others.
+        each: Questions about a scene, at most.
+
+    Raises:
+        InputError: There is no such split, or the count is negative.
+    """
+    rng = random.Random(f"questions {split} {seed}")
+    for number, scene in enumerate(scenes(split, SCENES.get(split, 0) if count is None else count, seed)):
+        name = f"{split}-{seed}-{number}"
+        for i, one in enumerate(questions(scene, rng, each)):
+            yield QuestionRow(f"{name}-{i}", SceneImage(scene), name, one.question, one.answer, one.kind)
+
+
+# --- Commands ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ShowConfig:
+    """Print captions and questions of scenes, and save their pictures."""
+
+    split: Split = "train"
+    """Of which split."""
+    count: int = 3
+    """How many, >= 1."""
+    seed: int = 0
+    """Another one draws others."""
+    grid: bool = True
+    """Whether objects are centered on patches of 16 pixels."""
+    folder: str = ""
+    """Where pictures go as PNG; by default none is saved."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_range("count", self.count, 1)
+
+
+def show(config: ShowConfig) -> None:
+    """Print scenes; see :class:`ShowConfig`."""
+    rng = random.Random(config.seed)
+    for number, scene in enumerate(scenes(config.split, config.count, config.seed, grid=config.grid)):
+        sys.stdout.write(f"{scene.caption}\n")
+        for one in questions(scene, rng):
+            sys.stdout.write(f"    {one.question} {one.answer}\n")
+        if config.folder:
+            write_atomic(Path(config.folder) / f"{config.split}-{number}.png", SceneImage(scene).read())
+
+
+if __name__ == "__main__":
+    run_commands({"show": show}, module=MODULE, extra="multimodal")

@@ -1,0 +1,1 @@
+"""Captions of images: written by BLIP, and measured against those of people."""

@@ -1,0 +1,850 @@
+r"""Questions about images from anywhere, opened safely, and scored by the rules of the VQA challenge.
+
+    python -m multimodal_llm.visual_question_answering.data_loader report --data builtin:scenes
+    python -m multimodal_llm.visual_question_answering.data_loader report --data vqa_v2/ --images val2014.zip
+
+    splits = load_vqa(DataConfig(data="easy_vqa.zip")).splits
+    vqa_accuracy("two", {"2": 9, "3": 1})
+
+VQA v2: Goyal et al., 2017 (arXiv:1612.00837). Accuracy and its rules: Antol et al., 2015 (arXiv:1505.00468).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import sys
+import textwrap
+import warnings
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from shared.config import check_range, run_commands
+from shared.errors import InputError
+from shared.results import Run
+from shared.sources import Source, hub_errors, resolve
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PROJECT = "multimodal_llm"
+MODULE = f"{PROJECT}.visual_question_answering.data_loader"
+NOT_RECIPE = {"recipe": False}
+logger = logging.getLogger(MODULE)
+
+
+# --- Images -----------------------------------------------------------------------------------------------------------
+
+MAX_PIXELS = 50_000_000  # a photo of 50 megapixels needs 150 MB in memory
+MAX_BYTES = 100_000_000
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")  # none that starts another program, as EPS does
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
+
+
+@dataclass(frozen=True)
+class ArchiveImage:
+    """An image inside a zip, read when it is opened; it can be pickled to another process."""
+
+    archive: Path
+    member: str
+
+    def read(self) -> bytes:
+        """Return the file's bytes."""
+        return _read_member(self.archive, self.member, MAX_BYTES)
+
+    def __str__(self) -> str:
+        return f"{self.archive}/{self.member}"
+
+
+@dataclass(frozen=True)
+class RowImage:
+    """The image of a row of a data set of the hub, read when it is opened."""
+
+    rows: Any
+    column: str
+    index: int
+
+    def read(self) -> bytes:
+        """Return the file's bytes."""
+        value = self.rows[self.index][self.column]
+        return bytes(value["bytes"]) if value.get("bytes") else Path(value["path"]).read_bytes()
+
+    def __str__(self) -> str:
+        return f"{self.column} of row {self.index}"
+
+
+def _read_member(archive: Path, member: str, most: int) -> bytes:
+    try:
+        opened = _open_archive(archive)
+        if (size := opened.getinfo(member).file_size) > most:  # what is unpacked beyond it, zipfile cuts off
+            raise InputError(f"{archive}/{member} has {size:,} bytes; at most {most:,} are read.")
+        return opened.read(member)
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise InputError(f"{archive}/{member} can't be unpacked: {error}.") from None
+
+
+def _open_archive(path: Path) -> zipfile.ZipFile:
+    """Open a zip once in each process: children of a fork would share, and move, one position in the file."""
+    return _archive(path, path.stat().st_mtime_ns, os.getpid())
+
+
+@functools.lru_cache(maxsize=8)
+def _archive(path: Path, changed: int, process: int) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise InputError(f"{path} is cut short, or no zip: {error}.") from None
+
+
+def open_image(source: Any, *, max_pixels: int = MAX_PIXELS) -> Image:
+    """Open an image, whatever came, as RGB and upright.
+
+    Of an animation it is the first frame; transparent parts become white; 16 bits become 8; EXIF's rotation is applied.
+
+    Args:
+        source: A path, bytes, an image of PIL, or anything with ``read()`` that returns bytes.
+        max_pixels: Width times height above which an image is refused, before it is unpacked.
+
+    Returns:
+        An image of mode RGB, in memory whole.
+
+    Raises:
+        InputError: It is no image, cut short, or too large.
+        FileNotFoundError: There is no such file.
+    """
+    from PIL import Image, ImageOps
+
+    name = textwrap.shorten(str(source), 200) if not isinstance(source, (bytes, Image.Image)) else "The image"
+    if isinstance(source, Image.Image):
+        opened = [source, source]
+    else:
+        if isinstance(source, (str, os.PathLike)):
+            if (size := Path(source).stat().st_size) > MAX_BYTES:
+                raise InputError(f"{name} has {size:,} bytes; at most {MAX_BYTES:,} are read.")
+            source = Path(source).read_bytes()
+        data = source if isinstance(source, bytes) else source.read()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PIL's own limit, and odd metadata
+                opened = [Image.open(io.BytesIO(data), formats=FORMATS) for _ in range(2)]  # verify spoils the first
+        except Exception as error:  # decoders raise whatever they like
+            if isinstance(error, Image.DecompressionBombError):
+                raise InputError(f"{name} is too large: {error}.", hint="scale it down") from None
+            kinds = ", ".join(FORMATS)
+            raise InputError(f"{name} is no image that can be read here, or damaged.", hint=f"one of {kinds}") from None
+    width, height = opened[0].size
+    if width * height > max_pixels:
+        raise InputError(f"{name} has {width} × {height} pixels; at most {max_pixels:,} are opened.", "scale it down")
+    try:
+        if opened[0] is not opened[1]:
+            opened[0].verify()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            opened[1].seek(0)
+            return _as_rgb(ImageOps.exif_transpose(opened[1]))
+    except Exception as error:
+        reason = textwrap.shorten(str(error), 200, placeholder=" …")
+        raise InputError(f"{name} is damaged: {reason}.") from None
+
+
+def _as_rgb(image: Image) -> Image:
+    from PIL import Image
+
+    if image.mode.startswith(("I", "F")):  # PIL's own conversion would cut off at 255
+        values = np.asarray(image, dtype=np.float64)
+        top = 65535 if values.max() > 255 else 255
+        return Image.fromarray((values.clip(0, top) / top * 255).round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        layered = image.convert("RGBA")
+        white = Image.new("RGBA", layered.size, "white")
+        return Image.alpha_composite(white, layered).convert("RGB")
+    return image.convert("RGB")  # also makes a copy of one that is RGB already
+
+
+# --- Records ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class VQARecord:
+    """A question about an image.
+
+    Attributes:
+        id: Its own in the data set.
+        image: What :func:`open_image` takes; not opened yet.
+        image_id: The same for all questions about an image.
+        question: As asked.
+        answers: Answer, as written → how many people gave it; one answer has count 1. Empty where none is known.
+        question_type: What the data set says, or :func:`question_type` finds.
+    """
+
+    id: str
+    image: Any
+    image_id: str
+    question: str
+    answers: Mapping[str, int]
+    question_type: str
+
+    @property
+    def answer(self) -> str:
+        """The normalized answer most people gave, the first of several; empty where none is known."""
+        counts = normalized_counts(self.answers)
+        return max(counts, key=lambda answer: counts[answer], default="")
+
+
+class Skipped:
+    """What could not be used, and why: counts, and a few examples of each reason."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.examples: dict[str, list[str]] = {}
+
+    def add(self, reason: str, what: object) -> None:
+        """Count one."""
+        self.counts[reason] += 1
+        its = self.examples.setdefault(reason, [])
+        if len(its) < 3:
+            its.append(textwrap.shorten(str(what), 120, placeholder=" …"))
+
+    def __str__(self) -> str:
+        return "\n".join(f"{n:,} left out, {why}: {', '.join(self.examples[why])}" for why, n in self.counts.items())
+
+
+@dataclass(frozen=True)
+class VQAData:
+    """A data set.
+
+    Attributes:
+        name: What was resolved.
+        splits: Train, validation, test, as far as there are → records.
+        skipped: What was left out.
+    """
+
+    name: str
+    splits: dict[str, list[VQARecord]]
+    skipped: Skipped
+
+
+def open_images(records: Iterable[VQARecord], skipped: Skipped) -> Iterator[tuple[VQARecord, Image]]:
+    """Yield each record with its image opened; those that can't be opened are counted and left out."""
+    for record in records:
+        try:
+            yield record, open_image(record.image)
+        except (InputError, OSError) as error:
+            skipped.add("the image can't be opened", error.args[0])
+
+
+def answer_counts(value: Any) -> dict[str, int]:
+    """Read answers, most frequent first, however they are given.
+
+    Args:
+        value: One answer; a list of them, or of objects with ``answer`` (VQA v2); or answer → count.
+
+    Returns:
+        Answer → count, without empty answers; empty where it is none of these.
+    """
+    if isinstance(value, Mapping):
+        if "answer" in value:
+            return answer_counts(value["answer"])
+        pairs = [(answer, count) for answer, count in value.items() if type(count) is int and count > 0]
+    else:
+        several = value if isinstance(value, (list, tuple)) else [value]
+        pairs = [(one.get("answer") if isinstance(one, Mapping) else one, 1) for one in several]
+    counts = Counter[str]()
+    for answer, count in pairs:
+        if isinstance(answer, bool):
+            answer = "yes" if answer else "no"
+        if isinstance(answer, (str, int, float)) and str(answer).strip():
+            counts[str(answer).strip()] += count
+    return dict(counts.most_common())
+
+
+# --- Rules ------------------------------------------------------------------------------------------------------------
+
+NUMBERS = {"none": "0"} | {
+    word: str(n) for n, word in enumerate("zero one two three four five six seven eight nine ten".split())
+}
+ARTICLES = {"a", "an", "the"}
+# Each stands for itself with any one of its apostrophes forgotten. Words such as well (we'll) are not touched.
+CONTRACTED = """
+    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
+    he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've
+    needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've
+    somebody'll somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll
+    that's there'd there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've
+    weren't what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll
+    why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
+"""
+CONTRACTIONS = {
+    word[:at] + word[at + 1 :]: word for word in CONTRACTED.split() for at, sign in enumerate(word) if sign == "'"
+} | {"somebody'd": "somebodyd"}  # the official table has this one the wrong way round
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+
+
+def normalize_answer(answer: str) -> str:
+    """Bring an answer into the form of the VQA challenge, rule by rule as its official script does.
+
+    Punctuation goes: where a blank stands beside one of its kind, or a comma stands between digits anywhere, without a
+    trace; else a blank takes its place. Colons and apostrophes stay, periods before digits too. Then lower case, number
+    words to ten as digits (``none`` is 0), no articles, and forgotten apostrophes are put back.
+    """
+    answer = re.sub(r"[\n\t]", " ", answer).strip()
+    thousands, mended = re.search(r"\d,\d", answer), answer
+    for sign in PUNCTUATION:
+        beside_blank = f"{sign} " in answer or f" {sign}" in answer
+        mended = mended.replace(sign, "" if beside_blank or thousands else " ")
+    mended = re.sub(r"\.(?!\d)", "", mended, count=32)  # the script hands a flag to the count, which is 32
+    words = [NUMBERS.get(word, word) for word in mended.lower().split()]
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+def normalized_counts(answers: Mapping[str, int]) -> Counter[str]:
+    """Add up the answers that are the same when normalized."""
+    counts = Counter[str]()
+    for answer, count in answers.items():
+        counts[normalize_answer(answer)] += count
+    return counts
+
+
+def vqa_accuracy(prediction: str, answers: Mapping[str, int], *, unanimous_as_written: bool = False) -> float:
+    """Return the official accuracy: min(1, people who gave this answer / 3), averaged over leaving out each person.
+
+    Of ten people, 1, 2, 3, 4 who say the same make it 0.3, 0.6, 0.9, 1. Of fewer than four, all the others must agree
+    instead of three; a single answer is right or wrong.
+
+    Args:
+        prediction: The answer to judge.
+        answers: Answer → how many people gave it.
+        unanimous_as_written: As in the official script, compare letter by letter where all people wrote the same, so
+            that "Yes" is wrong for ten times "yes". By default answers are normalized always, which only differs for
+            predictions that are not normalized.
+
+    Returns:
+        In [0, 1].
+
+    Raises:
+        InputError: There is no answer to compare with.
+    """
+    people = sum(answers.values())
+    if not people:
+        raise InputError("answers must hold one at least, to compare the prediction with.")
+    if unanimous_as_written and len(answers) == 1 and people > 1:
+        same = people * (re.sub(r"[\n\t]", " ", prediction).strip() in answers)
+    else:
+        same = normalized_counts(answers)[normalize_answer(prediction)]
+    if people == 1:
+        return float(same)
+    enough = min(3, people - 1)
+    without_one_of_them, without_another = min(1.0, max(0, same - 1) / enough), min(1.0, same / enough)
+    return (same * without_one_of_them + (people - same) * without_another) / people
+
+
+_VERB = r"^(is|are|was|were|am|do|does|did|can|could|has|have|had|will|would|should)\b"
+QUESTION_TYPES = {  # the first that fits
+    "count": r"\bhow many\b|\bnumber of\b|多少|几个|几只|几种|数量",
+    "color": r"\bwhat (is the )?colou?rs?\b|\bwhich colou?r\b|什么颜色",
+    "shape": r"\b(what|which)\b.*\bshapes?\b|什么形状",
+    "size": r"\b(what|which) size\b|\bhow (big|large|small|tall)\b|多大",
+    "relation": rf"{_VERB}.*\b(left|right|above|below|under|behind|beside|next to|in front of)\b"
+    r"|[左右][边面]|[上下][边方面]",
+    "exists": rf"^(is|are|was|were) there\b|{_VERB}.*\b(contain|present|visible)\b|有没有|是否有|存在",
+    "yes/no": rf"{_VERB}|吗[？?]?$|是否|是不是",
+    "where": r"^where\b|哪里|在哪",
+    "who": r"^who(se|m)?\b|谁",
+    "when": r"^when\b|^what (time|year|day)\b|什么时候|几点",
+    "why": r"^why\b|为什么",
+    "how": r"^how\b|怎么|怎样",
+    "what": r"^(what|which)\b|什么|哪",
+}
+
+
+def question_type(question: str) -> str:
+    """Say what kind of question it is, by its words: one of :data:`QUESTION_TYPES`, or ``other``."""
+    text = question.strip().lower()
+    return next((kind for kind, pattern in QUESTION_TYPES.items() if re.search(pattern, text)), "other")
+
+
+# --- What can be had without looking ----------------------------------------------------------------------------------
+
+
+Level = Literal["question", "type", "overall"]
+
+
+class QuestionPrior:
+    """Answers without looking at the image: a model that is no better has learned nothing but the questions.
+
+    Args:
+        records: To learn from; their answers are counted after normalization.
+    """
+
+    def __init__(self, records: Iterable[VQARecord]) -> None:
+        tables: dict[str, dict[str, Counter[str]]] = {"question": {}, "type": {}, "overall": {"": Counter()}}
+        for record in records:
+            counts = normalized_counts(record.answers)
+            for level, key in self._keys(record).items():
+                tables[level].setdefault(key, Counter()).update(counts)
+        self._answers = {level: {key: min(counts, key=lambda answer: (-counts[answer], answer))
+                                 for key, counts in table.items() if counts}
+                         for level, table in tables.items()}  # fmt: skip
+
+    @staticmethod
+    def _keys(record: VQARecord) -> dict[str, str]:
+        return {"question": " ".join(record.question.lower().rstrip("?？ ").split()), "type": record.question_type,
+                "overall": ""}  # fmt: skip
+
+    def predict(self, record: VQARecord, level: Level = "question") -> str:
+        """Return the answer most frequent for this question; for one never seen, of its type, or of all.
+
+        Args:
+            record: Whose question to answer.
+            level: Where to begin: ``type`` and ``overall`` make weaker baselines.
+        """
+        keys = self._keys(record)
+        levels = list(keys)[list(keys).index(level) :]
+        return next((self._answers[name][keys[name]] for name in levels if keys[name] in self._answers[name]), "")
+
+    def accuracy(self, records: Sequence[VQARecord], level: Level = "question") -> float:
+        """Return the mean VQA accuracy on records with answers, in [0, 1]."""
+        return float(np.mean([vqa_accuracy(self.predict(record, level), record.answers) for record in records]))
+
+
+def answer_vocabulary(
+    records: Iterable[VQARecord], *, max_size: int = 0, min_count: int = 1
+) -> tuple[list[str], float]:
+    """Choose the answers that a classifier can give.
+
+    Args:
+        records: To count in: of each, the answer that most people gave.
+        max_size: Most answers; 0 is all.
+        min_count: Leave out what fewer questions have; 9 gives the usual 3,129 of VQA v2.
+
+    Returns:
+        The normalized answers, most frequent first and equal ones by the alphabet; and the share of questions they
+        cover.
+    """
+    counts = Counter(record.answer for record in records if record.answer)
+    ordered = sorted(counts, key=lambda answer: (-counts[answer], answer))
+    chosen = [answer for answer in ordered if counts[answer] >= min_count][: max_size or None]
+    return chosen, sum(counts[answer] for answer in chosen) / max(counts.total(), 1)
+
+
+# --- Splits -----------------------------------------------------------------------------------------------------------
+
+SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+
+
+def split_name(name: str) -> str:
+    """Return train, validation or test for names such as ``val2014``; empty for another."""
+    plain = re.sub(r"[\d_-]+$", "", name.lower())
+    return next((split for split, names in SPLIT_NAMES.items() if plain in names), "")
+
+
+def split_by_image(
+    records: Sequence[VQARecord], fractions: Mapping[str, float], seed: int = 0
+) -> dict[str, list[VQARecord]]:
+    """Divide records so that all questions about an image are in one part; what is left over is train.
+
+    Args:
+        records: To divide.
+        fractions: Part → share of the images, in (0, 1); each gets one image at least.
+        seed: Of the drawing.
+
+    Raises:
+        InputError: There are too few images.
+    """
+    images = sorted({record.image_id for record in records})
+    if len(images) <= len(fractions) or sum(fractions.values()) >= 1:
+        raise InputError(f"{len(images)} images can't be divided into train, {', '.join(fractions)}.")
+    order = np.random.default_rng(seed).permutation(len(images))
+    part_of, start = {}, 0
+    for part, fraction in fractions.items():
+        end = start + max(1, round(fraction * len(images)))
+        part_of |= {images[i]: part for i in order[start:end]}
+        start = end
+    parts: dict[str, list[VQARecord]] = {"train": [], **{part: [] for part in fractions}}
+    for record in records:
+        parts[part_of.get(record.image_id, "train")].append(record)
+    return parts
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+MAX_TEXT = 2_000_000_000  # bytes; the annotations of VQA v2 have 200 MB
+
+
+class Files:
+    """The files of a folder or a zip, by their paths inside.
+
+    Args:
+        path: Of either.
+        deep: Whether to look below the folders of the folder, which may be somebody's home.
+    """
+
+    def __init__(self, path: Path, *, deep: bool = True) -> None:
+        self.path = path
+        if path.is_dir():
+            found = path.rglob("*") if deep else (file for pattern in ("*", "*/*") for file in path.glob(pattern))
+            names = (file.relative_to(path).as_posix() for file in found if file.is_file())
+            self.names = sorted(name for name in names if not PurePosixPath(name).name.startswith("."))
+        else:
+            self.names = sorted(name for name in _open_archive(path).namelist() if not name.endswith("/"))
+        self._images = {name: name for name in self.names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES}
+        self._by_file_name = {PurePosixPath(name).name: name for name in reversed(self._images)}
+
+    def text(self, name: str) -> str:
+        """Return a UTF-8 file."""
+        data = (self.path / name).read_bytes() if self.path.is_dir() else _read_member(self.path, name, MAX_TEXT)
+        return _decoded(data, self.path / name)
+
+    def image(self, *paths: str, anywhere: bool = True) -> Path | ArchiveImage | None:
+        """Return the first image that is here under one of some paths; None if none is.
+
+        Args:
+            paths: To look for.
+            anywhere: Whether an image of the same file name in another folder will do.
+        """
+        for path in paths:
+            name = self._images.get(path) or (self._by_file_name.get(PurePosixPath(path).name) if anywhere else None)
+            if name:
+                return self.path / name if self.path.is_dir() else ArchiveImage(self.path, name)
+        return None
+
+
+def _decoded(data: bytes, path: Path) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: {error}.", hint="convert it, e.g. with iconv") from None
+
+
+def _parsed(text: str, path: Path) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is cut short, or not JSON: {error}.") from None
+
+
+class _Collector:
+    """Makes records of rows, and leaves out, with a reason, those that can't be."""
+
+    def __init__(self, keep_unanswered: bool) -> None:
+        self.skipped = Skipped()
+        self.splits: dict[str, list[VQARecord]] = {}
+        self._keep_unanswered = keep_unanswered
+        self._seen: set[str] = set()
+
+    def add(self, split: str, id: str, image: Any, image_id: str, question: Any, answers: Any, kind: Any = None,
+            name: str = "") -> None:  # fmt: skip
+        """Take one row; ``name`` is what the row calls its image."""
+        counts = answer_counts(answers)
+        if not isinstance(question, str) or not question.strip():
+            self.skipped.add("without a question", id)
+        elif not counts and not self._keep_unanswered:
+            self.skipped.add("without an answer", id)
+        elif id in self._seen:
+            self.skipped.add("with an id that was there before", id)
+        elif image is None:
+            self.skipped.add("without its image", name or id)
+        else:
+            self._seen.add(id)
+            kind = kind if isinstance(kind, str) and kind else question_type(question)
+            record = VQARecord(id, image, image_id, question.strip(), counts, kind)
+            self.splits.setdefault(split, []).append(record)
+
+
+def read_vqa_v2(documents: Sequence[Mapping[str, Any]], images: Files, into: _Collector) -> None:
+    """Read questions and annotations of VQA v2, whose images are named as COCO's.
+
+    Args:
+        documents: The files' contents, in any order; annotations are found by the number of their question.
+        images: Where the images are, as ``COCO_val2014_000000000139.jpg`` or ``000000000139.jpg``.
+        into: Takes the records.
+    """
+    annotations = {row.get("question_id"): row for document in documents for row in _rows(document, "annotations")}
+    for document in documents:
+        subset = str(document.get("data_subtype", ""))
+        for row in _rows(document, "questions"):
+            number, annotation = row.get("image_id"), annotations.get(row.get("question_id"), {})
+            padded = f"{number:012}" if type(number) is int else str(number)
+            names = [f"COCO_{subset}_{padded}.jpg", f"{padded}.jpg", f"{number}.jpg", f"{number}.png"]
+            answers = annotation.get("answers") or annotation.get("multiple_choice_answer")
+            into.add(split_name(subset) or "train", str(row.get("question_id")), images.image(*names), str(number),
+                     row.get("question"), answers, annotation.get("question_type"), names[0])  # fmt: skip
+
+
+def _rows(document: Mapping[str, Any], key: str) -> list[Any]:
+    rows = document.get(key)
+    return [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
+
+
+def read_easy_vqa(files: Files, into: _Collector) -> None:
+    """Read easy-VQA: ``<split>/questions.json`` of [question, answer, image], and ``<split>/images/<image>.png``."""
+    for name in (name for name in files.names if PurePosixPath(name).name == "questions.json"):
+        folder = PurePosixPath(name).parent
+        rows = _parsed(files.text(name), files.path / name)
+        if not isinstance(rows, list):
+            raise InputError(f"{files.path / name} must be a list of [question, answer, image].")
+        split = split_name(folder.name) or "train"
+        for number, row in enumerate(rows):
+            question, answer, image = row if isinstance(row, list) and len(row) == 3 else (None, None, None)
+            path = (folder / "images" / f"{image}.png").as_posix()
+            found = files.image(path, anywhere=False)
+            into.add(split, f"{split}-{number}", found, f"{split}-{image}", question, answer, name=path)
+
+
+def read_jsonl(text: str, label: str, split: str, images: Files, into: _Collector) -> None:
+    """Read lines of ``{"image", "question", "answer" or "answers"}``, also with ``id``, ``question_type`` or ``split``.
+
+    A line that is no such object, such as the last of a file cut short, is left out.
+
+    Args:
+        text: The file.
+        label: What to call it.
+        split: Where lines that don't say belong.
+        images: Where the images are; a path that exists is taken as it is.
+        into: Takes the records.
+    """
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            into.skipped.add("no JSON object", f"{label}, line {number}")
+            continue
+        _add_simple(row, f"{label}:{number}", split, images, into)
+
+
+def _add_simple(row: Mapping[str, Any], id: str, split: str, images: Files, into: _Collector) -> None:
+    name = str(row.get("image") or "")
+    found: Any = images.image(name) if name else None
+    if found is None and name and Path(name).is_file():
+        found = Path(name)
+    its_id = row.get("id", row.get("question_id"))
+    split = split_name(str(row.get("split") or "")) or split
+    into.add(split, id if its_id in (None, "") else str(its_id), found, str(row.get("image_id") or found or name),
+             row.get("question"), row.get("answers") or row.get("answer"), row.get("question_type"), name)  # fmt: skip
+
+
+def read_hub(source: Source, subset: str, into: _Collector) -> None:
+    """Read a data set of the hub with columns such as image, question, and answers or answer."""
+    import datasets
+
+    with hub_errors(source, "builtin:scenes"):
+        splits = datasets.load_dataset(source.name, subset or None, revision=source.revision)
+    for name, rows in splits.items():
+        columns = rows.column_names
+        answers = next((c for c in ("answers", "answer", "multiple_choice_answer") if c in columns), "")
+        if "image" not in columns or "question" not in columns:
+            raise InputError(f"{source} must have the columns image and question. It has {', '.join(columns)}.")
+        rows = rows.cast_column("image", datasets.Image(decode=False))  # opened when needed, by open_image
+        texts = rows.remove_columns("image")
+        split = split_name(name)
+        if not split:
+            logger.warning("%s: the split %r is none of train, validation and test, and is left out", source, name)
+            continue
+        for index, row in enumerate(texts):
+            image = RowImage(rows, "image", index)
+            image_id = row.get("image_id") if "image_id" in columns else hashlib.sha256(image.read()).hexdigest()
+            id = row.get("question_id", row.get("id"))
+            into.add(split, f"{name}-{index}" if id is None else str(id), image, str(image_id), row["question"],
+                     row.get(answers), row.get("question_type"))  # fmt: skip
+
+
+def _read_scenes(into: _Collector) -> None:
+    """Read the questions about the builtin scenes, which are drawn when they are opened."""
+    from multimodal_llm.builtin.scenes import scene_questions
+
+    for split in SPLIT_NAMES:
+        for row in scene_questions(split):
+            into.add(split, row.id, row.image, row.image_id, row.question, row.answer, row.question_type)
+
+
+def _documents(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """Read JSON objects from files, or from all JSON files in zips."""
+    texts = []
+    for path in paths:
+        if path.suffix == ".zip":
+            inside = Files(path)
+            texts += [(path / name, inside.text(name)) for name in inside.names if name.endswith(".json")]
+        else:
+            texts.append((path, _decoded(path.read_bytes(), path)))
+    parsed = [_parsed(text, path) for path, text in texts]
+    return [document for document in parsed if isinstance(document, dict)]
+
+
+def _read_path(path: Path, config: DataConfig, into: _Collector) -> None:
+    """Find out what is at a path, and read it."""
+    whole = path.is_dir() or path.suffix == ".zip"
+    files = Files(path) if whole else Files(path.parent, deep=False)
+    images = Files(Path(config.images)) if config.images else files
+    if path.suffix == ".jsonl":
+        return read_jsonl(_decoded(path.read_bytes(), path), path.name, "train", images, into)
+    if whole:
+        folders = {PurePosixPath(name).parent.as_posix() for name in files.names}
+        if any(name.endswith("questions.json") and f"{PurePosixPath(name).parent.as_posix()}/images" in folders
+               for name in files.names):  # fmt: skip
+            return read_easy_vqa(files, into)
+        lines = [name for name in files.names if name.endswith(".jsonl") and "/" not in name]
+        if lines:
+            for name in lines:
+                split = split_name(PurePosixPath(name).stem) or "train"
+                read_jsonl(files.text(name), name, split, images, into)
+            return None
+    beside = path if path.is_dir() else path.parent
+    found = [file for file in sorted(beside.iterdir())
+             if file.suffix in (".json", ".zip") and re.search("annotation", file.name, re.IGNORECASE)]  # fmt: skip
+    if path.is_dir():
+        found += [file for file in sorted(beside.iterdir())
+                  if file.suffix in (".json", ".zip") and re.search("question", file.name, re.IGNORECASE)]  # fmt: skip
+    elif path.suffix in (".json", ".zip"):
+        found = [path, *([Path(config.annotations)] if config.annotations else (f for f in found if f != path))]
+    documents = _documents(found)
+    if not any(_rows(document, "questions") for document in documents):
+        raise InputError(
+            f"{path} holds no questions that can be read here.",
+            hint="files of VQA v2, easy-VQA as folder or zip, or jsonl with image, question and answer",
+        )
+    return read_vqa_v2(documents, images, into)
+
+
+# --- Loading ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class DataConfig:
+    """Where questions about images come from, and how they are divided."""
+
+    data: str = "builtin:scenes"
+    """builtin:scenes; a jsonl file with image, question and answer or answers; questions of VQA v2, json or zip; a
+    folder or zip of easy-VQA; a folder with any of these; or a hub id."""
+    images: str = ""
+    """Folder or zip of the images; by default they are beside the questions."""
+    annotations: str = ""
+    """Answers of VQA v2, json or zip; by default found beside the questions."""
+    subset: str = ""
+    """Configuration of a hub data set."""
+    validation_fraction: float = 0.1
+    """Part of the images that is kept for validation where there is no such split, in (0, 0.5]."""
+    test_fraction: float = 0.1
+    """Part of the images that is kept for testing where there is no such split, in (0, 0.5]."""
+    max_questions: int = 0
+    """Use at most this many questions of each split, drawn at random; 0 is all."""
+    keep_unanswered: bool = False
+    """Keep questions without an answer, which can be asked but not scored."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_range("validation_fraction", self.validation_fraction, 0, 0.5, open_low=True)
+        check_range("test_fraction", self.test_fraction, 0, 0.5, open_low=True)
+        check_range("max_questions", self.max_questions, 0)
+
+
+def load_vqa(config: DataConfig, seed: int = 0, *, divide: bool = True) -> VQAData:
+    """Load questions about images, in splits that share no image.
+
+    What can't be used (no image, question or answer; an id that was there before) is left out, and counted with its
+    reason. Images are not opened.
+
+    Args:
+        config: What to load.
+        seed: Of the division, and of what ``max_questions`` takes.
+        divide: Carve missing validation and test splits from train; otherwise all that is undivided is train.
+
+    Raises:
+        InputError: It is of no known format, cut short, or nothing is left.
+        OSError: It can't be read or fetched.
+    """
+    source = resolve(config.data, builtins=["scenes"])
+    into = _Collector(config.keep_unanswered)
+    if source.origin == "builtin":
+        _read_scenes(into)
+    elif source.origin == "hub":
+        read_hub(source, config.subset, into)
+    else:
+        _read_path(Path(source.name), config, into)
+    splits, skipped = into.splits, into.skipped
+    kept_back = {record.image_id for split, records in splits.items() if split != "train" for record in records}
+    if leaks := [record for record in splits.get("train", ()) if record.image_id in kept_back]:
+        for record in leaks:
+            skipped.add("of train, whose image is also in another split", record.id)
+        splits["train"] = [record for record in splits["train"] if record.image_id not in kept_back]
+    for line in filter(None, str(skipped).split("\n")):
+        logger.warning("%s: %s", source, line)
+    splits = {split: splits[split] for split in SPLIT_NAMES if splits.get(split)}
+    if not splits:
+        raise InputError(f"{source} has no question that can be used. {skipped}".strip())
+    missing = {part: getattr(config, f"{part}_fraction") for part in ("validation", "test") if part not in splits}
+    if divide and missing and "train" in splits:
+        splits |= split_by_image(splits["train"], missing, seed)
+    if config.max_questions:
+        rng = np.random.default_rng(seed)
+        for split, records in splits.items():
+            chosen = sorted(rng.permutation(len(records))[: config.max_questions])
+            splits[split] = [records[i] for i in chosen]
+    return VQAData(str(source), {split: splits[split] for split in SPLIT_NAMES if split in splits}, skipped)
+
+
+# --- The command ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ReportConfig(DataConfig):
+    """Show what is in a data set: questions, images, types, answers, and how far one comes without looking."""
+
+    check_images: bool = False
+    """Open every image once, and report those that can't be."""
+    seed: int = field(default=0, metadata=NOT_RECIPE)
+    """Of the division into splits."""
+    run: str = field(default="", metadata=NOT_RECIPE)
+    """Name of the run's folder; by default the time."""
+
+
+def report(config: ReportConfig) -> None:
+    """Report on a data set; see :class:`ReportConfig`."""
+    data = load_vqa(config, config.seed)
+    run = Run(PROJECT, MODULE, "report", config, name=config.run)
+    metrics: dict[str, float] = {}
+    lines = [f"{'':12}{'questions':>12}{'images':>12}{'answers':>12}"]
+    for split, records in data.splits.items():
+        images = {record.image_id: record for record in records}
+        figures = [len(records), len(images), len({record.answer for record in records} - {""})]
+        lines.append(f"{split:12}" + "".join(f"{figure:>12,}" for figure in figures))
+        metrics |= dict(zip((f"{split} questions", f"{split} images", f"{split} answers"), figures, strict=True))
+        if config.check_images:
+            metrics[f"{split} images opened"] = sum(1 for _ in open_images(images.values(), data.skipped))
+    everything = [record for records in data.splits.values() for record in records]
+    lines += ["", "question type           questions  most frequent answers"]
+    for kind, count in Counter(record.question_type for record in everything).most_common(20):
+        answers = Counter(record.answer for record in everything if record.question_type == kind).most_common(4)
+        lines.append(f"{kind:22}{count:>11,}  {', '.join(f'{answer} {n / count:.0%}' for answer, n in answers)}")
+    if "train" in data.splits:
+        prior = QuestionPrior(data.splits["train"])
+        lines.append("")
+        for split in ("validation", "test"):
+            answered = [record for record in data.splits.get(split, ()) if record.answers]
+            for level in ("overall", "type", "question") if answered else ():
+                metrics[f"{split} prior by {level}"] = value = prior.accuracy(answered, level)
+                lines.append(f"accuracy on {split} of the most frequent answer by {level:9} {value:.4f}")
+    left_out = filter(None, str(data.skipped).split("\n"))
+    sys.stdout.write("\n".join([*lines, *left_out]) + "\n")
+    metrics |= {f"left out, {reason}": count for reason, count in data.skipped.counts.items()}
+    run.finish(model="–", data=data.name, seed=config.seed, metrics=metrics)
+    logger.info("saved in %s", run.folder)
+
+
+if __name__ == "__main__":
+    run_commands({"report": report}, module=MODULE, extra="multimodal")

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import io
+import random
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+
+from shared.config import run_commands
+from shared.errors import InputError
+
+Image = pytest.importorskip("PIL.Image")
+
+from multimodal_llm.builtin import scenes as module  # noqa: E402
+from multimodal_llm.builtin.scenes import (  # noqa: E402
+    BACKGROUNDS,
+    CELL,
+    COLORS,
+    PAIRS,
+    SHAPES,
+    SPLITS,
+    Scene,
+    SceneObject,
+    all_questions,
+    captions,
+    parse_caption,
+    questions,
+    render,
+    scene_questions,
+    scenes,
+    split_of,
+)
+
+TWO = Scene((SceneObject("large", "red", "circle"), SceneObject("small", "blue", "star")), ((8, 8), (40, 56)), "white")
+
+
+def test_the_picture_shows_what_the_scene_says() -> None:
+    pixels = np.asarray(render(TWO))
+    assert pixels.shape == (64, 64, 3)
+    assert tuple(pixels[8, 8]) == COLORS["red"] and tuple(pixels[56, 40]) == COLORS["blue"]
+    assert tuple(pixels[30, 30]) == (255, 255, 255)
+    there = (pixels != 255).any(axis=-1)
+    assert there[:16, :16].sum() > 2 * there[48:, 32:48].sum() > 0
+    assert there.sum() == there[:16, :16].sum() + there[48:, 32:48].sum()  # each within its cell
+    edges = pixels[:16, :16].reshape(-1, 3)
+    assert len(np.unique(edges, axis=0)) > 5  # smooth
+
+
+def test_every_shape_and_size_looks_different() -> None:
+    seen = {
+        render(Scene((SceneObject(size, "red", shape),), ((8, 8),), "black")).tobytes()
+        for size in ("small", "large")
+        for shape in SHAPES
+    }
+    assert len(seen) == 2 * len(SHAPES)
+
+
+@pytest.mark.parametrize("grid", [True, False])
+def test_objects_are_in_reading_order_and_apart(grid: bool) -> None:
+    for one in scenes("train", 200, grid=grid):
+        assert 1 <= len(one.objects) == len(one.centers) <= 4 and len(set(one.objects)) == len(one.objects)
+        assert list(one.centers) == sorted(one.centers, key=lambda place: (place[1] // CELL, place[0]))
+        assert all(8 <= x <= 56 and 8 <= y <= 56 for x, y in one.centers)
+        if grid:
+            assert all(x % CELL == y % CELL == CELL // 2 for x, y in one.centers)
+        assert len(set(one.centers)) == len(one.centers)
+
+
+def test_splits_share_no_caption_and_keep_pairs_apart() -> None:
+    found = {split: list(scenes(split, 400)) for split in SPLITS}
+    texts = {split: {one.caption for one in its} for split, its in found.items()}
+    for split, its in found.items():
+        assert all(split_of(one.objects) == split for one in its)
+        assert all(not texts[split] & texts[other] for other in SPLITS if other != split)
+        held_out = [any((o.color, o.shape) in PAIRS for o in one.objects) for one in its]
+        assert all(held_out) if split == "pairs" else not any(held_out)
+    assert {o.color for one in found["train"] for o in one.objects} == set(COLORS)
+    assert {o.shape for one in found["train"] for o in one.objects} == set(SHAPES)
+    assert {one.background for one in found["train"]} == set(BACKGROUNDS)
+    assert len(PAIRS) == len(SHAPES)
+
+
+def test_a_seed_draws_the_same_again() -> None:
+    assert list(scenes("test", 20, 1)) == list(scenes("test", 20, 1)) != list(scenes("test", 20, 2))
+
+
+def test_captions_name_the_objects_in_order() -> None:
+    assert TWO.caption == "a large red circle and a small blue star"
+    for one in scenes("train", 100):
+        assert captions(one)[0] == one.caption
+        assert parse_caption(one.caption) == list(one.objects)
+        assert all(Counter(parse_caption(text)) == Counter(one.objects) for text in captions(one))
+        assert len(set(captions(one))) == len(captions(one))
+    assert [str(found) for found in parse_caption("A Large red circle, a huge dog, small green starfish")] == [
+        "large red circle"
+    ]
+
+
+def test_answers_are_right() -> None:
+    answers = {one.question: one.answer for one in all_questions(TWO)}
+    assert answers["how many objects are there?"] == "2"
+    assert answers["how many red objects are there?"] == "1" and answers["how many crosses are there?"] == "0"
+    assert answers["what color is the star?"] == "blue" and answers["what size is the red circle?"] == "large"
+    assert answers["what shape is the small blue object?"] == "star"
+    assert answers["is there a red circle?"] == "yes" and answers["is there a blue circle?"] == "no"
+    assert answers["is the red circle to the left of the blue star?"] == "yes"
+    assert answers["is the red circle below the blue star?"] == "no"
+    assert answers["is the blue star to the right of the red circle?"] == "yes"
+
+
+def test_no_question_has_two_answers() -> None:
+    for one in scenes("train", 100):
+        texts = [found.question for found in all_questions(one)]
+        assert len(set(texts)) == len(texts)
+        drawn = questions(one, random.Random(0), 6)
+        assert len(set(drawn)) == len(drawn) == 6
+
+
+def test_who_does_not_look_is_seldom_right() -> None:
+    answers: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for row in scene_questions("train", 600):
+        answers[row.question_type][row.answer] += 1
+    most = {"count": 0.42, "color": 0.22, "shape": 0.28, "size": 0.6, "exists": 0.6, "relation": 0.6}
+    for kind, limit in most.items():
+        assert max(answers[kind].values()) / answers[kind].total() < limit, kind
+    assert answers.keys() == most.keys()
+
+
+def test_held_out_pairs_are_not_asked_about_in_training() -> None:
+    for row in scene_questions("train", 200):
+        assert not any(f"{color} {shape}" in row.question for color, shape in PAIRS)
+
+
+def test_rows_can_be_opened() -> None:
+    row = next(scene_questions("test", 1))
+    assert Image.open(io.BytesIO(row.image.read())).size == (64, 64)
+    assert row.id.startswith(row.image_id) and row.image_id.startswith("test-")
+
+
+def test_bad_splits_and_counts_are_refused() -> None:
+    with pytest.raises(InputError, match="split must be one of train, validation, test, pairs. Got 'dev'"):
+        scenes("dev", 1)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"count must be in \[0, inf\). Got -1"):
+        scenes("train", -1)
+
+
+def test_show_prints_and_saves(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["show", "--count", "2", "--folder", str(tmp_path)]
+    with pytest.raises(SystemExit) as done:
+        run_commands({"show": module.show}, module=module.MODULE, argv=argv)
+    assert done.value.code == 0
+    assert "how many" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("*.png"))) == 2
