@@ -12,7 +12,7 @@ BUNDLE := outputs/model_optimization/bundles/dynamic-int8
 STAMP := .venv/.installed-$(EXTRAS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve-sentiment serve-generation serve-qa serve-optimization test setup lint constraints clean broken
+.PHONY: help demo serve-sentiment serve-generation serve-qa serve-optimization serve-multimodal test setup lint constraints clean broken
 
 help: ## Show this list
 	@sed -n 's/^\([a-z%-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | sed 's/%/<short>/' | awk -F'|' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ serve-qa: $(STAMP) ## Open the question-answering demo in a browser (ARGS='--ser
 serve-optimization: $(STAMP) ## Serve a compressed classifier, /docs in a browser (ARGS='--port 8001')
 	@test -f $(BUNDLE)/bundle.json || $(VENV_PYTHON) -m model_optimization.quantization.dynamic_quantization quantize
 	$(VENV_PYTHON) -m model_optimization.deployment.fastapi_server serve --bundle $(BUNDLE) $(ARGS)
+
+serve-multimodal: $(STAMP) ## Open the image and document demo in a browser (ARGS='--server.port 8502')
+	$(VENV_PYTHON) -m streamlit run multimodal_llm/app/streamlit_ui.py --server.address localhost --browser.gatherUsageStats false --client.toolbarMode minimal --server.maxUploadSize 20 $(ARGS)
 
 test: $(STAMP) ## Run all tests (ARGS='-m "not slow"' for the quick ones)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)

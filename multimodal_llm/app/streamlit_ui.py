@@ -3,7 +3,7 @@
     streamlit run multimodal_llm/app/streamlit_ui.py     # or: make serve-multimodal
 
 All visitors share the models and the indices of folders. What one of them uploads is in a session of their own and ends
-with it. A visitor may name any model and any folder that this machine can read, so show the page to nobody else's.
+with it. A visitor may name any model and any folder that this machine can read: show the page only to people who may.
 """
 
 from __future__ import annotations
@@ -25,15 +25,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from multimodal_llm.builtin import documents, scenes
-from multimodal_llm.clip_applications.image_search import (
-    GALLERY_SIZE,
-    ImageIndex,
-    caption_paths,
-    distinct_scenes,
-    draw_gallery,
-    look_at,
-    printable,
-)
+from multimodal_llm.clip_applications import image_search
 from multimodal_llm.clip_applications.zero_shot_classification import TEMPLATES, ZeroShotClassifier, filled, load_clip
 from multimodal_llm.document_understanding.document_qa import RECEIPT_QUESTIONS, Answer, DocumentQA, labelled_pairs
 from multimodal_llm.document_understanding.layout_analysis import KINDS, Box, Page, Pair, draw_page, iou
@@ -47,21 +39,19 @@ from shared.results import OUTPUTS
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-LOADERS: dict[str, Callable[[str], Any]] = {
-    "Captions": load_captioner, "Questions": load_answerer, "Documents": DocumentQA, "Labels and search": load_clip,
-}  # fmt: skip
-MODELS = {  # task → the embedded model, and what else may do it
-    "Captions": ("builtin:captions", "Salesforce/blip-image-captioning-base"),
-    "Questions": ("builtin:vqa", "Salesforce/blip-vqa-base or dandelin/vilt-b32-finetuned-vqa"),
-    "Documents": ("builtin:layout", "naver-clova-ix/donut-base-finetuned-docvqa or any LayoutLMv3 for questions"),
-    "Labels and search": ("builtin:clip", "openai/clip-vit-base-patch32 or google/siglip-base-patch16-224"),
+CLIP = "Labels and search"
+MODELS: dict[str, tuple[Callable[[str], Any], str, str]] = {  # task → what loads a model, the embedded one, and others
+    "Captions": (load_captioner, "builtin:captions", "Salesforce/blip-image-captioning-base"),
+    "Questions": (load_answerer, "builtin:vqa", "Salesforce/blip-vqa-base or dandelin/vilt-b32-finetuned-vqa"),
+    "Documents": (DocumentQA, "builtin:layout", "naver-clova-ix/donut-base-finetuned-docvqa, or a LayoutLMv3"),
+    CLIP: (load_clip, "builtin:clip", "openai/clip-vit-base-patch32 or google/siglip-base-patch16-224"),
 }
 MEGABYTES, MOST_PAGES, MOST_LABELS, MOST_CANDIDATES, LONGEST = 20, 10, 100, 50, 200
 QUESTIONS = ("what is in the picture?", "what color is it?", "how many are there?")
 SHOWN = 1600  # pixels of the long side of an image that is shown, and looked at by models that see far less
 INDICES = OUTPUTS / "multimodal_llm" / "page_indices"
-PATH = "font-size: 0.8rem; white-space: pre-wrap; overflow-wrap: anywhere"
-ANSWER = PATH.replace("0.8", "1.3")
+SMALL = "font-size: 0.8rem; white-space: pre-wrap; overflow-wrap: anywhere"
+LARGE = SMALL.replace("0.8", "1.3")
 COPPER, GROUND = (217, 119, 6), "rgba(217, 119, 6, 0.75)"
 logger = logging.getLogger(__name__)
 
@@ -72,7 +62,7 @@ logger = logging.getLogger(__name__)
 @st.cache_resource(max_entries=8, show_spinner="Loading the model …")
 def load(task: str, name: str) -> Any:
     """Load a model once for all visitors."""
-    return LOADERS[task](name)
+    return MODELS[task][0](name)
 
 
 @st.cache_resource
@@ -123,7 +113,7 @@ def distinct(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(filter(None, map(str.strip, names))))
 
 
-def show_text(text: str, name: str, style: str = ANSWER) -> None:
+def show_text(text: str, name: str, style: str = LARGE) -> None:
     """Show a text as it is; ``name`` is for tests to find it."""
     st.html(f'<div data-testid="{name}" style="{style}">{html.escape(text.strip()) or "(empty)"}</div>')
 
@@ -195,15 +185,15 @@ def enlarged(image: Image, side: int = 320) -> Image:
     return image.resize((image.width * times, image.height * times), 0)  # 0: NEAREST
 
 
-def ask_question(key: str, examples: Sequence[str]) -> str:
+def ask_question(key: str, examples: Sequence[str], label: str = "Question") -> str:
     """Let the visitor ask in words of their own, or take an example."""
     state, key = st.session_state, f"{key}-question"
     state.setdefault(key, examples[0])
     place = st.container()
     with st.container(horizontal=True, gap="small"):
         for example in examples:
-            st.button(example, key=f"{key}-{example}", on_click=state.update, args=[{key: example}])
-    return place.text_input("Question", key=key, max_chars=LONGEST).strip()
+            st.button(example, f"{key}-{example}", type="tertiary", on_click=state.update, args=[{key: example}])
+    return place.text_input(label, key=key, max_chars=LONGEST).strip()
 
 
 # --- Captions and questions -------------------------------------------------------------------------------------------
@@ -220,9 +210,8 @@ def looking(models: dict[str, str]) -> None:
         with st.spinner("Looking …"):
             caption = kept("caption", (given.id, models["Captions"]), lambda: captioner.caption([image])[0])
         show_text(caption.text, "caption")
-        st.caption(f"Confidence {caption.confidence:.1%}: the mean probability of its {caption.tokens} tokens.")
-        if given.drawn:
-            st.caption(plain(f"It was drawn as: {given.drawn.caption}."))
+        st.caption(f"Confidence {caption.confidence:.1%}: the mean probability of its {caption.tokens} tokens."
+                   + (f" It was drawn as {given.drawn.caption}." if given.drawn else ""))  # fmt: skip
     with right, told():
         st.divider()
         question = ask_question("look", random.Random(0).sample(sorted(known), 4) if known else QUESTIONS)
@@ -276,11 +265,9 @@ def reading(models: dict[str, str]) -> None:
         qa = load("Documents", models["Documents"])
         with st.spinner("Reading …"):
             pages = kept("pages", (given.id, models["Documents"]), lambda: read(qa, given))
-        if given.drawn:
-            of = given.drawn.questions
-            examples = [one.question for one in [*of[:3], *(one for one in of if not one.answer)][:4]]
-        else:
-            examples = list(RECEIPT_QUESTIONS.values())
+        examples = list(RECEIPT_QUESTIONS.values())
+        if given.drawn:  # questions half as many of which are about what is not there
+            examples = [one.question for one in (*given.drawn.questions[:3], given.drawn.questions[-1])]
         question = ask_question("read", examples)
 
         def ask() -> Answer:
@@ -308,9 +295,12 @@ def reading(models: dict[str, str]) -> None:
 def fields_of(page: Page) -> list[Pair]:
     """Return labels with their values, but for the columns of tables, which are no values of their heads."""
     heads = [cell.box for table in page.tables for cell in table.cells if cell.row == 0]
-    return [pair for pair in labelled_pairs(page)
-            if pair.value_box[3] < 2 * pair.key_box[3] - pair.key_box[1]
-            or not any(iou(pair.key_box, head) for head in heads)]  # fmt: skip
+
+    def is_column(pair: Pair) -> bool:
+        below = pair.value_box[3] > 2 * pair.key_box[3] - pair.key_box[1]
+        return below and any(iou(pair.key_box, head) for head in heads)
+
+    return [pair for pair in labelled_pairs(page) if pair.key and not is_column(pair)]
 
 
 def with_boxes(page: Page, picture: Image, answer: Box | None, everything: bool) -> Image:
@@ -346,8 +336,7 @@ def show_fields(pages: Sequence[tuple[Page, Any]]) -> None:
 
 def labelling(models: dict[str, str]) -> None:
     """Put an image to labels that the visitor names."""
-    names = {"": "What suits labels and model", **{name: f"{name}: {its[-1]}" for name, its in TEMPLATES.items()},
-             "own": "A prompt of your own"}  # fmt: skip
+    names = {"": "What suits labels and model", **{name: f"{name}: {its[-1]}" for name, its in TEMPLATES.items()}}
     left, right = st.columns([2, 3], gap="large")
     with left:
         given, image = ask_image("label", most=1)
@@ -357,21 +346,14 @@ def labelling(models: dict[str, str]) -> None:
         if len(labels) > MOST_LABELS:
             raise InputError(f"There may be {MOST_LABELS} labels. Got {len(labels):,}.")
         template = st.selectbox("Prompts", list(names), format_func=names.__getitem__)
-        if template == "own":
-            template = st.text_input("Prompt", "a photo of {a}", max_chars=LONGEST,
-                                     help="{} is the label, {a} the label with its article.")  # fmt: skip
-            if "{}" not in template and "{a}" not in template:  # else it might name a file of this machine
-                raise InputError("The prompt must have {} or {a} where the label goes.")
         if not labels:
             st.info("Name a label.")
             return
-        encoder = load("Labels and search", models["Labels and search"])
+        encoder = load(CLIP, models[CLIP])
         with st.spinner("Comparing …"):
-            classifier = kept("classifier", (models["Labels and search"], template, *labels),
+            classifier = kept("classifier", (models[CLIP], template, *labels),
                               lambda: ZeroShotClassifier(encoder, labels, template))  # fmt: skip
-            vector = kept(
-                "label-vector", (given.id, models["Labels and search"]), lambda: encoder.embed_images([image])
-            )
+            vector = kept("label-vector", (given.id, models[CLIP]), lambda: encoder.embed_images([image]))
         show_bars(classifier.ranked(classifier.probabilities(vector)[0], len(labels)))
         st.caption("Each label is judged alone." if encoder.each_alone else "The probabilities sum to 1.")
         st.caption(plain("Compared with: " + "; ".join(filled(one, labels[0]) for one in classifier.templates)))
@@ -381,90 +363,89 @@ def labelling(models: dict[str, str]) -> None:
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def index_of(folder: str, model: str) -> ImageIndex:
+def index_of(folder: str, model: str) -> image_search.ImageIndex:
     """Open the page's own index of a folder, for all visitors."""
     name = hashlib.sha256(f"{model}\n{folder}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    return ImageIndex(INDICES / name, load("Labels and search", model))
+    return image_search.ImageIndex(INDICES / name, load(CLIP, model))
 
 
-def look_into(index: ImageIndex, folder: Path) -> str:
+def look_into(index: image_search.ImageIndex, folder: Path) -> str:
     """Make an index say what is in its folder now; return what it found."""
     bar = st.progress(0.0, "Looking into the folder …")
 
-    def look(paths: Sequence[str]) -> Iterator[Any]:
-        for done, one in enumerate(look_at(index.encoder, paths), 1):
+    def look(paths: Sequence[str]) -> Iterator[image_search.Look]:
+        for done, one in enumerate(image_search.look_at(index.encoder, paths), 1):
             yield one
             bar.progress(done / len(paths), f"{done:,} of {len(paths):,} new images")
 
-    changes = index.update([folder], look=look)
-    if changes.new or changes.changed or not index.calibrations:
-        bar.progress(1.0, "Finding out from where on it is a match …")
-        said = folder / "captions.jsonl"
-        index.calibrate(caption_paths(read_captions(said), index.paths()) if said.is_file() else {})
-    bar.empty()
+    try:
+        changes = index.update([folder], look=look)
+        if changes.new or changes.changed or not index.calibrations:
+            bar.progress(1.0, "Finding out from where on it is a match …")
+            said = folder / "captions.jsonl"
+            index.calibrate(image_search.caption_paths(read_captions(said), index.paths()) if said.is_file() else {})
+    finally:
+        bar.empty()
     counts = ", ".join(f"{count:,} {name}" for name, count in changes.metrics().items() if count)
     return f"{len(index):,} images: {counts}. {changes.skipped}"
 
 
 def searching(models: dict[str, str]) -> None:
     """Search a folder of this machine, or the drawn gallery."""
-    model = models["Labels and search"]
     left, right = st.columns([2, 3], gap="large")
     with left:
         own = st.radio("Where", ["The drawn gallery", "A folder of this machine"]) != "The drawn gallery"
         name = st.text_input("Folder", max_chars=1000, placeholder="/home/me/photos").strip() if own else "gallery"
-        again = st.button("Look again", help="After files were added, changed, moved or deleted.")
+        if st.button("Look again", help="After files were added, changed, moved or deleted."):
+            st.session_state.pop("looked", None)
         if not name:
             st.info("Name a folder.")
             return
-        load("Labels and search", model)
-        folder = Path(name).expanduser().absolute() if own else draw_gallery().absolute()
+        folder = Path(name).expanduser().absolute()
         if own and not folder.is_dir():
             raise FileNotFoundError(f"There is no folder {name!r} on this machine.")
-        index = index_of(str(folder), model)
-        if again:
-            st.session_state.pop("looked", None)
-        st.caption(plain(kept("looked", (str(folder), model), lambda: look_into(index, folder))))
-        by_image = st.radio("Search by", ["Text", "Image"], horizontal=True) == "Image"
-        if by_image:
-            given, image = ask_image("query")
+        load(CLIP, models[CLIP])
+        folder = folder if own else image_search.draw_gallery().absolute()
+        index = index_of(str(folder), models[CLIP])
+        st.caption(plain(kept("looked", (str(folder), models[CLIP]), lambda: look_into(index, folder))))
+        by = st.radio("Search by", ["Text", "Image"], horizontal=True)
+        if by == "Image":
+            query = ask_image("query")[1]
         elif own:
             query = st.text_input("Text", max_chars=LONGEST).strip()
-        else:
-            drawn_scenes = kept("gallery", 0, lambda: distinct_scenes(GALLERY_SIZE + 1))
-            examples = [drawn_scenes[place].scene.caption for place in (3, 4, GALLERY_SIZE)]  # the last is not in it
-            query = ask_question("search", examples)
-        count = st.slider("Images", 1, 20, 6)
+        else:  # for two scenes that are there, and for one that is not
+            count = image_search.GALLERY_SIZE + 1
+            drawn = kept("gallery", count, lambda: image_search.distinct_scenes(count))
+            query = ask_question("search", [drawn[place].scene.caption for place in (3, 4, count - 1)], "Text")
+        most = st.slider("Images", 1, 20, 6)
     with right, told():
         if not len(index):
             raise InputError(f"None of the images in {folder} could be opened.")
-        if not by_image and not query:
+        if not query:
             st.info("Say what to look for.")
             return
-        found = index.search_images([image], count)[0] if by_image else index.search_texts([query], count)[0]
-        calibration = index.calibrations.get("image" if by_image else "text")
-        if calibration is None:
+        [found] = index.search_images([query], most) if by == "Image" else index.search_texts([query], most)
+        if found.match is None:
             st.info("The nearest. From where on it is a match is not known here: that takes 20 images, and for texts "
                     "their captions, in captions.jsonl of the folder.")  # fmt: skip
         elif found.match:
-            st.success(f"A match: its cosine is at least {calibration.threshold:.3f}.")
+            st.success("A match.")
         else:
-            st.warning(f"No match: nothing has a cosine of {calibration.threshold:.3f} or more. The nearest:")
-        show_hits(found.hits)
+            st.warning("No match. The nearest are:")
+        if calibration := index.calibrations.get("image" if by == "Image" else "text"):
+            st.caption(f"{str(calibration).capitalize()}.")
+        with st.container(horizontal=True):
+            for hit in found.hits:
+                with st.container(width=145):
+                    show_hit(hit)
 
 
-def show_hits(hits: Sequence[Any]) -> None:
-    """Show thumbnails with cosines and paths, three in a row."""
-    from PIL import Image
-
-    for number, hit in enumerate(hits):
-        if number % 3 == 0:
-            places = st.columns(3)
-        with places[number % 3]:
-            if hit.thumbnail:
-                st.image(enlarged(Image.open(hit.thumbnail).convert("RGB"), 160))
-            more = f"\nand {len(hit.paths) - 1} more with this content" if len(hit.paths) > 1 else ""
-            show_text(f"{hit.cosine:.3f}  {printable(hit.path)}{more}", "hit", PATH)
+def show_hit(hit: image_search.Hit) -> None:
+    """Show a thumbnail with its cosine and path."""
+    if hit.thumbnail:
+        st.image(enlarged(open_image(hit.thumbnail), 145))
+    more = f"\nand {len(hit.paths) - 1} more with this content" if len(hit.paths) > 1 else ""
+    show_text(f"{hit.cosine:.3f}  {image_search.printable(hit.path)}{more}", "hit", SMALL)
 
 
 def main() -> None:
@@ -473,7 +454,7 @@ def main() -> None:
     st.title("Images and documents")
     st.sidebar.header("Models")
     models = {}
-    for task, (builtin, others) in MODELS.items():
+    for task, (_, builtin, others) in MODELS.items():
         help_text = f"{builtin}, a folder, or a hub id such as {others}."
         models[task] = st.sidebar.text_input(task, builtin, max_chars=300, help=plain(help_text)).strip() or builtin
     tabs = {"Captions and questions": looking, "Documents": reading, "Labels": labelling, "Search": searching}

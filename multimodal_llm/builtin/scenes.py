@@ -305,9 +305,13 @@ def _attributes(scene: Scene) -> Iterator[tuple[str, str, str]]:
 
 
 def _existence(scene: Scene) -> Iterator[tuple[str, str]]:
-    """Ask for a color on a shape; a no is about a color or a shape that is there, so that one must look at both."""
+    """Ask for a color, for a shape, and for both: then a no has one of them there, so that one must look at both."""
     there = {(one.color, one.shape) for one in scene.objects}
     colors, shapes = {color for color, _ in there}, {shape for _, shape in there}
+    for color in COLORS:
+        yield f"is there {article(color)} object?", "yes" if color in colors else "no"
+    for shape in SHAPES:
+        yield f"is there {article(shape)}?", "yes" if shape in shapes else "no"
     unusual = split_of(scene.objects) == "pairs"
     for color, shape in itertools.product(COLORS, SHAPES):
         # Training would learn that held-out pairs are never there.

@@ -120,8 +120,8 @@ def new_captioner(processor: Any, seed: int) -> Any:
     return model
 
 
-def eyes_of_captions() -> Any:
-    """Return the vision tower of ``builtin:captions``, which the other two begin with.
+def taught_captioner() -> Any:
+    """Return ``builtin:captions``, which the other two begin with.
 
     Raises:
         InputError: It is not trained yet.
@@ -133,18 +133,20 @@ def eyes_of_captions() -> Any:
     if not (folder / "model.safetensors").exists():
         raise InputError("builtin:captions is not there, whose eyes this model begins with.",
                          hint=f"python -m {MODULE} train --model captions")  # fmt: skip
-    return BlipForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).vision_model
+    return BlipForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
 
 
 def new_answerer(processor: Any, seed: int) -> Any:
-    """Return a ``BlipForQuestionAnswering`` that sees with the eyes of ``builtin:captions``."""
+    """Return a ``BlipForQuestionAnswering`` that begins as ``builtin:captions``: what says what it sees can read too."""
     import torch
     from transformers import BlipForQuestionAnswering
 
     torch.manual_seed(seed)
     model = BlipForQuestionAnswering(_blip_config(processor.tokenizer, 4, 2))
-    _positions_apart(model)
-    model.vision_model.load_state_dict(eyes_of_captions().state_dict())
+    taught = taught_captioner()
+    model.vision_model.load_state_dict(taught.vision_model.state_dict())
+    model.text_encoder.load_state_dict(taught.text_decoder.bert.state_dict())
+    model.text_decoder.load_state_dict(taught.text_decoder.state_dict())
     return heed_padding(model)
 
 
@@ -190,7 +192,7 @@ def new_clip(processor: Any, seed: int) -> Any:
     model = CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=WIDTH))
     _positions_apart(model)
     torch.nn.init.normal_(model.text_model.embeddings.token_embedding.weight)  # 0.02 would drown in the positions
-    borrow_eyes(model, eyes_of_captions())
+    borrow_eyes(model, taught_captioner().vision_model)
     return model
 
 

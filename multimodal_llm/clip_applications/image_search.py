@@ -31,6 +31,7 @@ import random
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -41,7 +42,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multimodal_llm.clip_applications.zero_shot_classification import ClipEncoder, Vectors, embed_readable, load_clip
-from multimodal_llm.image_captioning.caption_evaluation import CaptionFile, match_images, read_captions
+from multimodal_llm.image_captioning.caption_evaluation import read_captions
 from multimodal_llm.visual_question_answering.data_loader import IMAGE_SUFFIXES, MAX_BYTES, Skipped, open_image
 from shared.config import check_range, run_commands
 from shared.errors import InputError
@@ -199,7 +200,7 @@ def build_index(kind: str, vectors: Vectors) -> Any:
     """Build a FAISS index of unit vectors (N, C).
 
     How many lists ``ivf`` reads, it finds out on vectors of its own; texts, which lie elsewhere, it answers less well.
-    Of 100,000 clustered vectors of 512 numbers, on one thread and one query at a time, ``ivf`` answers some 100 times
+    Of 100,000 clustered vectors of 512 numbers, on one thread and one query at a time, ``ivf`` answers 70 to 100 times
     as many queries as ``flat`` at recall@10 .99, and is built in 10 seconds; ``hnsw`` 50 times at .98, in a minute.
     """
     import faiss
@@ -1017,15 +1018,55 @@ GALLERY, GALLERY_SIZE = OUTPUTS / PROJECT / "gallery", 200
 
 
 @dataclass
-class IndexConfig:
+class _ModelConfig:
+    """Which model compares images with texts."""
+
+    model: str = "builtin:clip"
+    """builtin:clip, a folder, or a hub id such as openai/clip-vit-base-patch32; of an index, what it was made with."""
+    device: str = field(default="auto", metadata=NOT_RECIPE)
+    """auto, cpu, cuda or mps."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What to compute in."""
+    threads: int = field(default=0, metadata=NOT_RECIPE)
+    """CPU threads; 0 leaves it to PyTorch."""
+    run: str = field(default="", metadata=NOT_RECIPE)
+    """Name of the run's folder; by default the time."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_range("threads", self.threads, 0)
+
+    def encoder(self) -> ClipEncoder:
+        """Load the model."""
+        set_threads(self.threads)
+        return load_clip(self.model, self.device, self.dtype)
+
+
+@dataclass
+class _FolderConfig(_ModelConfig):
+    """Which index."""
+
+    folder: str = str(OUTPUTS / PROJECT / "index")
+    """Where the index is kept."""
+
+    def opened(self) -> ImageIndex:
+        """Open the index.
+
+        Raises:
+            InputError: There is none, or it is of another model.
+        """
+        if not (Path(self.folder) / MANIFEST).exists():
+            raise InputError(f"There is no image index in {self.folder!r}.",
+                             hint=f"python -m {MODULE} index --input PHOTOS")  # fmt: skip
+        return ImageIndex(self.folder, self.encoder())
+
+
+@dataclass
+class IndexConfig(_FolderConfig):
     """Make the index say what is in folders now: new, changed, moved and deleted images, and duplicates."""
 
     input: list[str] = field(default_factory=list)
     """Files and folders; by default a gallery of scenes is drawn."""
-    folder: str = str(OUTPUTS / PROJECT / "index")
-    """Where the index is kept."""
-    model: str = "builtin:clip"
-    """builtin:clip, a folder, or a hub id such as openai/clip-vit-base-patch32 or google/siglip-base-patch16-224."""
     index: Literal["", "flat", "hnsw", "ivf"] = ""
     """flat is exact; hnsw, and ivf from 10,000 images on, are faster; by default what the folder has, else flat."""
     captions: str = ""
@@ -1040,34 +1081,26 @@ class IndexConfig:
     """Ray's processes that embed."""
     gpus_per_worker: float = field(default=0, metadata=NOT_RECIPE)
     """Of each of Ray's processes."""
-    device: str = field(default="auto", metadata=NOT_RECIPE)
-    """auto, cpu, cuda or mps."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What to compute in."""
-    threads: int = field(default=0, metadata=NOT_RECIPE)
-    """CPU threads; 0 leaves it to PyTorch."""
-    run: str = field(default="", metadata=NOT_RECIPE)
-    """Name of the run's folder; by default the time."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        super().__post_init__()
         check_range("batch_size", self.batch_size, 1, 4096)
         check_range("workers", self.workers, 1, 10_000)
         check_range("gpus_per_worker", self.gpus_per_worker, 0)
-        check_range("threads", self.threads, 0)
 
 
 def index(config: IndexConfig) -> None:
     """Index images; see :class:`IndexConfig`."""
-    set_threads(config.threads)
     inputs, captions = list(config.input), Path(config.captions) if config.captions else None
     for name in inputs:
         if not Path(name).expanduser().exists():
             raise FileNotFoundError(f"No such file or folder: {name!r}.")
     if not inputs:
         inputs, captions = [str(draw_gallery())], GALLERY / "captions.jsonl"
-    said = read_captions(captions) if captions else None
-    images = ImageIndex(config.folder, load_clip(config.model, config.device, config.dtype), config.index)
+    if captions:
+        read_captions(captions)  # complains now, and not after an hour
+    images = ImageIndex(config.folder, config.encoder(), config.index)
     run = Run(PROJECT, MODULE, "index", config, name=config.run)
     how = {"batch_size": config.batch_size}
     look = functools.partial(look_at, images.encoder, **how)
@@ -1082,9 +1115,9 @@ def index(config: IndexConfig) -> None:
         logger.info("moved: %s → %s", before, now)
     for group in images.duplicates()[:5]:
         logger.info("the same content: %s", ", ".join(group))
-    if said or changes.new or changes.changed or not images.calibrations:
-        known = {} if said is None else caption_paths(said, images.paths())
-        if said and not known:
+    if config.captions or changes.new or changes.changed or not images.calibrations:
+        known = caption_paths(captions, images.paths()) if captions else {}
+        if captions and not known:
             logger.warning("none of the captions is of an image in the index")
         images.calibrate(known)
     for kind, its in images.calibrations.items():
@@ -1108,47 +1141,55 @@ def draw_gallery() -> Path:
     return GALLERY
 
 
-def caption_paths(said: CaptionFile, paths: Sequence[str]) -> dict[str, list[str]]:
-    """Find the captions of image files, by path or file name or as ``caption_evaluation.match_images`` does."""
-    matched = match_images(CaptionFile({path: [""] for path in paths}), said)
-    return {path: said.captions[name] for path, name in matched.items()}
+def caption_paths(captions: Path, paths: Sequence[str]) -> dict[str, list[str]]:
+    """Find the captions of images: by path, by path from the file of captions, or by a file name that only one has.
+
+    Args:
+        captions: See ``caption_evaluation.read_captions``.
+        paths: Of images, absolute.
+
+    Returns:
+        Path → captions, of those that have any.
+    """
+    said = read_captions(captions)
+    named = {said.file_names.get(image, image): its for image, its in said.captions.items()}
+    base = os.path.dirname(os.path.abspath(captions))
+    alone = Counter(map(os.path.basename, paths))
+    found = {}
+    for path in paths:
+        names = [path, os.path.relpath(path), os.path.relpath(path, base)]
+        names += [name for name in (os.path.basename(path), Path(path).stem) if alone[os.path.basename(path)] == 1]
+        if its := next((named[name] for name in names if name in named), None):
+            found[path] = its
+    return found
 
 
 @dataclass
-class SearchConfig:
+class SearchConfig(_FolderConfig):
     """Find images in an index by text or by image."""
 
-    text: list[str] = field(default_factory=list)
-    """What to look for; several by commas, or as a list."""
+    text: str = ""
+    """What to look for; several with | between them."""
     image: list[str] = field(default_factory=list)
     """Files to look for the like of. Without text and image the gallery of scenes is searched."""
-    folder: str = str(OUTPUTS / PROJECT / "index")
-    """The index."""
     k: int = 5
     """How many images."""
-    model: str = "builtin:clip"
-    """The model that the index was made with."""
-    device: str = field(default="auto", metadata=NOT_RECIPE)
-    """auto, cpu, cuda or mps."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What to compute in."""
-    run: str = field(default="", metadata=NOT_RECIPE)
-    """Name of the run's folder; by default the time."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        super().__post_init__()
         check_range("k", self.k, 1, 10_000)
 
 
 def search(config: SearchConfig) -> None:
     """Search; see :class:`SearchConfig`."""
-    texts, folder = list(config.text), config.folder
+    texts = list(filter(None, map(str.strip, config.text.split("|"))))
     if not texts and not config.image:  # the gallery, asked for two scenes that are there, and for one that is not
-        folder = str(OUTPUTS / PROJECT / "gallery_index")
-        index(IndexConfig(folder=folder, model=config.model, device=config.device, dtype=config.dtype))
+        config = replace(config, folder=str(OUTPUTS / PROJECT / "gallery_index"))
+        index(IndexConfig(config.model, config.device, config.dtype, config.threads, folder=config.folder))
         drawn = distinct_scenes(GALLERY_SIZE + 1)
         texts = [drawn[place].scene.caption for place in (3, 4, GALLERY_SIZE)]
-    images = open_index(folder, config.model, config.device, config.dtype)
+    images = config.opened()
     run = Run(PROJECT, MODULE, "search", config, name=config.run)
     queries = [*texts, *config.image]
     found = images.search_texts(texts, config.k) if texts else []
@@ -1164,7 +1205,7 @@ def search(config: SearchConfig) -> None:
     write_atomic(run.folder / "found.jsonl", "".join(lines))
     matches = [its.match for its in found if its.match is not None]
     metrics = {"queries": len(queries), "images": len(images), "matches": sum(matches)}
-    run.finish(model=images.encoder.name, data=folder, seed=0, metrics=metrics)
+    run.finish(model=images.encoder.name, data=config.folder, seed=0, metrics=metrics)
     logger.info("saved in %s", run.folder)
 
 
@@ -1173,36 +1214,17 @@ def printable(path: str) -> str:
     return path.encode("utf-8", "backslashreplace").decode()
 
 
-def open_index(
-    folder: str | Path, model: str = "builtin:clip", device: str = "auto", dtype: str = "auto"
-) -> ImageIndex:
-    """Open an index that is there.
-
-    Raises:
-        InputError: There is none, or it is of another model.
-    """
-    if not (Path(folder) / MANIFEST).exists():
-        raise InputError(
-            f"There is no image index in {str(folder)!r}.", hint=f"python -m {MODULE} index --input PHOTOS"
-        )
-    return ImageIndex(folder, load_clip(model, device, dtype))
-
-
 @dataclass
-class RemoveConfig:
+class RemoveConfig(_FolderConfig):
     """Forget images, whether their files are still there or not; without any named, list what is in the index."""
 
     paths: list[str] = field(default_factory=list)
     """Files, or folders with all below them."""
-    folder: str = str(OUTPUTS / PROJECT / "index")
-    """The index."""
-    model: str = "builtin:clip"
-    """The model that the index was made with."""
 
 
 def remove(config: RemoveConfig) -> None:
     """Forget images, or list them; see :class:`RemoveConfig`."""
-    images = open_index(config.folder, config.model)
+    images = config.opened()
     gone = images.remove(config.paths) if config.paths else []
     if config.paths and not gone:
         raise InputError(f"None of {', '.join(config.paths)} is in the index.", hint=f"python -m {MODULE} remove")
@@ -1211,48 +1233,36 @@ def remove(config: RemoveConfig) -> None:
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(_ModelConfig):
     """Measure recall@k both ways, and how well "no match" is told."""
 
     data: str = "builtin:scenes"
     """builtin:scenes, or a folder of images with captions."""
     captions: str = ""
     """Captions of a folder, as jsonl, csv or COCO's json; by default captions.jsonl in it."""
-    model: str = "builtin:clip"
-    """builtin:clip, a folder, or a hub id."""
     count: int = 500
     """Scenes of the gallery, >= 40."""
-    device: str = field(default="auto", metadata=NOT_RECIPE)
-    """auto, cpu, cuda or mps."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What to compute in."""
-    threads: int = field(default=0, metadata=NOT_RECIPE)
-    """CPU threads; 0 leaves it to PyTorch."""
     seed: int = field(default=0, metadata=NOT_RECIPE)
     """Of the scenes."""
-    run: str = field(default="", metadata=NOT_RECIPE)
-    """Name of the run's folder; by default the time."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        super().__post_init__()
         check_range("count", self.count, 40, 100_000)
-        check_range("threads", self.threads, 0)
 
 
 def evaluate(config: EvaluateConfig) -> None:
     """Measure; see :class:`EvaluateConfig`."""
-    set_threads(config.threads)
     source = resolve(config.data, ["scenes"])
     if source.origin == "hub":
         raise InputError("data must be a folder of images here, with captions.")
     if source.origin == "path":
         folder = Path(source.name)
-        said = read_captions(Path(config.captions or folder / "captions.jsonl"))
-        paths = [path for path in _images_below(os.path.abspath(folder), folder / "no index", [])]
-        known = caption_paths(said, paths)
+        known = caption_paths(Path(config.captions or folder / "captions.jsonl"),
+                              list(_images_below(os.path.abspath(folder), folder / "no index", [])))  # fmt: skip
         if not known:
             raise InputError(f"None of the captions is of an image in {folder}.")
-    encoder = load_clip(config.model, config.device, config.dtype)
+    encoder = config.encoder()
     run = Run(PROJECT, MODULE, "evaluate", config, name=config.run)
     if source.origin == "builtin":
         metrics: dict[str, float] = scene_recall(encoder, config.count, config.seed)

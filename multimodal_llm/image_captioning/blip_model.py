@@ -84,6 +84,7 @@ def load_pretrained(name: str, builtin: str, auto_class: str, device: str, dtype
     where = pick_device(device)
     options = {"revision": source.revision or "main"}
     auto = getattr(transformers, auto_class)
+    transformers.utils.logging.disable_progress_bar()  # of weights being read, which takes no time worth a bar
     with LOADING:
         if source.origin == "hub":
             with hub_errors(source, f"builtin:{builtin}"):
@@ -618,15 +619,17 @@ class CaptionConfig(ModelConfig):
     """Files and folders; by default eight scenes are drawn."""
     output: str = field(default="", metadata=NOT_RECIPE)
     """A .csv or .jsonl file; by default captions.jsonl in the run's folder."""
-    ray: int = field(default=0, metadata=NOT_RECIPE)
-    """Processes of Ray, on the machines of RAY_ADDRESS or on this one; 0 works without Ray."""
+    ray: bool = field(default=False, metadata=NOT_RECIPE)
+    """Caption files through Ray Data: on the cluster of RAY_ADDRESS, else on this machine."""
+    workers: int = field(default=2, metadata=NOT_RECIPE)
+    """Processes of Ray, each with a model of its own."""
     resume: bool = field(default=False, metadata=NOT_RECIPE)
     """Go on where the run of this name stopped."""
 
     def __post_init__(self) -> None:
         """Check the ranges and the kind of file."""
         super().__post_init__()
-        check_range("ray", self.ray, 0, 10_000)
+        check_range("workers", self.workers, 1, 10_000)
         if self.output and Path(self.output).suffix not in (".csv", ".jsonl"):
             raise InputError(f"output must end with .csv or .jsonl. Got {self.output!r}.")
         if self.resume and not self.run:
@@ -647,7 +650,7 @@ def caption(config: CaptionConfig) -> None:
     path, skipped = run.folder / "captions.jsonl", Skipped()
     rows = _rows_so_far(path)
     left = [one for one in named if one[0] not in {row["image"] for row in rows}]
-    made = (caption_with_ray(config, left, config.ray, skipped) if config.ray
+    made = (caption_with_ray(config, left, config.workers, skipped) if config.ray
             else caption_images(config.writer(), left, config.batch_size, skipped))  # fmt: skip
     write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     with path.open("a", encoding="utf-8", errors="backslashreplace") as file:

@@ -407,6 +407,8 @@ class TrainConfig(DataConfig):
     """Most questions about an image in a step, >= 1."""
     learning_rate: float = 5e-4
     """Highest, > 0. For models of the hub 2e-5 is usual."""
+    muon: float = 0.0
+    """Learning rate of Muon, which the layers' matrices then go to; 0 leaves them to AdamW. 0.02 suits small models."""
     flip: bool = False
     """Mirror images at random: not where questions say left and right, above and below."""
     min_count: int = 1
@@ -430,6 +432,7 @@ class TrainConfig(DataConfig):
         for name in ("steps", "batch_size", "questions", "min_count"):
             check_range(name, getattr(self, name), 1)
         check_range("learning_rate", self.learning_rate, 0, open_low=True)
+        check_range("muon", self.muon, 0)
         check_range("seed", self.seed, 0, 2**31 - 1)
         check_range("threads", self.threads, 0)
         if self.resume and not self.run:
@@ -480,7 +483,8 @@ def train(config: TrainConfig) -> None:
         return answer_batch(processor.tokenizer, pixels, which, questions, [record.answer for record in asked],
                             first=text.bos_token_id, longest=min(64, text.max_position_embeddings))  # fmt: skip
 
-    recipe = Recipe(config.steps, config.batch_size, config.learning_rate, seed=config.seed, device=config.device)
+    recipe = Recipe(config.steps, config.batch_size, config.learning_rate, muon=config.muon, seed=config.seed,
+                    device=config.device)  # fmt: skip
     loss_module = choice_loss(model) if answerer.kind == "vilt" else answer_loss(model)
     fit(loss_module, batch_of, recipe, run.folder, tracking=config.tracking)
     if skipped.counts:

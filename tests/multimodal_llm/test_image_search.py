@@ -25,6 +25,7 @@ from multimodal_llm.clip_applications.image_search import (
     best_cosines,
     best_threshold,
     build_index,
+    caption_paths,
     distinct_scenes,
     evaluate,
     exact_vectors,
@@ -282,8 +283,9 @@ def clustered(count: int, dimension: int, seed: int) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf"])
-def test_every_kind_of_index_finds_nearly_all_of_the_true_neighbors(kind: str) -> None:
-    vectors, queries = clustered(12_000, 32, 1), clustered(100, 32, 2)
+def test_every_kind_of_index_finds_nearly_all_of_the_true_neighbors(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_search, "FEWEST", 4000)
+    vectors, queries = clustered(5000, 32, 1), clustered(100, 32, 2)
     built = build_index(kind, vectors)
     np.testing.assert_array_equal(exact_vectors(built), vectors)
     wanted = np.argsort(-(queries @ vectors.T), axis=1)[:, :10]
@@ -413,10 +415,6 @@ def test_ctrl_c_keeps_what_was_embedded(photos: Path, tmp_path: Path) -> None:
     assert len(images.update([photos]).new) == 2 and eyes.seen == 6
 
 
-def other_dimension(text: str) -> str:
-    return text.replace('"dimension": 48', '"dimension": 47')
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -496,7 +494,6 @@ def test_ray_gives_the_looks_of_one_machine(photos: Path, clip: str) -> None:
 WRITER = """
 import sys
 from multimodal_llm.clip_applications.image_search import ImageIndex
-sys.path_hooks  # the module of this test is loaded by its file
 import importlib.util
 spec = importlib.util.spec_from_file_location("tests_of_search", sys.argv[1])
 module = importlib.util.module_from_spec(spec)
@@ -511,10 +508,9 @@ def test_two_processes_write_and_one_reads(tmp_path: Path) -> None:
     folders = [folder_of(tmp_path / f"photos{n}", range(10 * n, 10 * n + 10)) for n in range(6)]
     images = ImageIndex(tmp_path / "index", Eyes())
     images.update([folder_of(tmp_path / "first", [100])])
-    code = WRITER.replace("sys.path_hooks  # the module of this test is loaded by its file\n", "")
     writers = [
         subprocess.Popen(
-            [sys.executable, "-c", code, __file__, tmp_path / "index", *folders[part::2]],
+            [sys.executable, "-c", WRITER, __file__, tmp_path / "index", *folders[part::2]],
             env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE,
         )
         for part in range(2)
@@ -556,17 +552,28 @@ def test_the_commands_index_search_and_forget(
     assert metrics["duplicates"] == metrics["left out"] == 1
     assert 0 <= metrics["text, refused"] <= 1 and -1 <= metrics["image, threshold"] <= 1
 
-    assert cli("search", "--model", clip, "--text", "a red dog", "--image", "photos/7.png", "--k", "3", "--run",
-               "two") == 0  # fmt: skip
+    query = ["--text", "a red dog, a cat | one", "--image", "photos/7.png", "--k", "3"]
+    assert cli("search", "--model", clip, *query, "--run", "two") == 0
     shown = capsys.readouterr().out
     assert f"1.0000  {photos}/7.png   and 1 with the same content" in shown
     found = [json.loads(line) for line in Path("outputs/multimodal_llm/two/found.jsonl").read_text().splitlines()]
-    assert [one["query"] for one in found] == ["a red dog", "photos/7.png"] and found[1]["match"] is True
-    assert found[1]["hits"][0]["paths"] == [f"{photos}/7.png", f"{photos}/z.png"]
+    assert [one["query"] for one in found] == ["a red dog, a cat", "one", "photos/7.png"]
+    assert found[2]["match"] is True
+    assert found[2]["hits"][0]["paths"] == [f"{photos}/7.png", f"{photos}/z.png"]
 
     assert cli("remove", "--model", clip, "--paths", "photos/7.png") == 0
     assert cli("remove", "--model", clip) == 0
     assert capsys.readouterr().out.count(".png\n") == 1 + 30
+
+
+def test_captions_are_found_by_path_or_by_a_name_that_only_one_has(photos: Path, tmp_path: Path) -> None:
+    folder_of(photos / "deep", [0, 77])
+    lines = [{"image": name, "caption": name} for name in ("photos/deep/0.png", "0.png", "1.png", "77", "none.png")]
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = caption_paths(tmp_path / "captions.jsonl", [str(path) for path in photos.rglob("*.png")])
+    assert {os.path.relpath(path, photos): its for path, its in found.items()} == {
+        "deep/0.png": ["photos/deep/0.png"], "1.png": ["1.png"], "deep/77.png": ["77"],
+    }  # fmt: skip
 
 
 def test_a_search_without_anything_shows_a_gallery(

@@ -21,9 +21,9 @@ from multimodal_llm.builtin.train_models import (
     clip_processor,
     contrastive_loss,
     evaluate,
-    eyes_of_captions,
     pixels,
     said_of,
+    taught_captioner,
     train,
     true_of,
     variant,
@@ -111,7 +111,7 @@ def test_the_contrastive_loss_is_clips_own_where_no_other_caption_is_right() -> 
 def test_clip_begins_with_the_attention_of_the_captioner() -> None:
     import torch
 
-    taught = eyes_of_captions()
+    taught = taught_captioner().vision_model
     model = KINDS["clip"].model(clip_processor(), 0)
     borrow_eyes(model, taught)
     x = torch.randn(2, 5, 128)

@@ -317,6 +317,6 @@ def test_the_example_questions_have_the_answers_they_should(tmp_path: Path) -> N
 
 def test_make_serves_pages_that_report_to_no_one_and_offer_no_deployment() -> None:
     lines = [line for line in (ROOT / "Makefile").read_text().splitlines() if "streamlit run" in line]
-    assert len(lines) == 3
+    assert len(lines) == 4
     for line in lines:
         assert "--browser.gatherUsageStats false --client.toolbarMode minimal" in line
