@@ -24,6 +24,11 @@ demo: $(STAMP) ## Run every project on its embedded default, then show the figur
 	$(VENV_PYTHON) -m gpt_text_generation.code_generator evaluate
 	$(VENV_PYTHON) -m qa_system.evaluation.answer_quality evaluate
 	$(VENV_PYTHON) -m model_optimization
+	$(VENV_PYTHON) -m multimodal_llm.image_captioning.blip_model evaluate
+	$(VENV_PYTHON) -m multimodal_llm.visual_question_answering.vqa_system evaluate
+	$(VENV_PYTHON) -m multimodal_llm.document_understanding.document_qa evaluate
+	$(VENV_PYTHON) -m multimodal_llm.clip_applications.zero_shot_classification evaluate
+	$(VENV_PYTHON) -m multimodal_llm.clip_applications.image_search evaluate
 	$(VENV_PYTHON) -m shared.results
 	@echo "Next: source .venv/bin/activate, and the commands of the projects' READMEs."
 

@@ -39,7 +39,7 @@ from shared.results import OUTPUTS
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-CLIP = "Labels and search"
+CLIP, LOOK = "Labels and search", "What to look for"
 MODELS: dict[str, tuple[Callable[[str], Any], str, str]] = {  # task → what loads a model, the embedded one, and others
     "Captions": (load_captioner, "builtin:captions", "Salesforce/blip-image-captioning-base"),
     "Questions": (load_answerer, "builtin:vqa", "Salesforce/blip-vqa-base or dandelin/vilt-b32-finetuned-vqa"),
@@ -412,11 +412,11 @@ def searching(models: dict[str, str]) -> None:
         if by == "Image":
             query = ask_image("query")[1]
         elif own:
-            query = st.text_input("Text", max_chars=LONGEST).strip()
+            query = st.text_input(LOOK, max_chars=LONGEST).strip()
         else:  # for two scenes that are there, and for one that is not
             count = image_search.GALLERY_SIZE + 1
             drawn = kept("gallery", count, lambda: image_search.distinct_scenes(count))
-            query = ask_question("search", [drawn[place].scene.caption for place in (3, 4, count - 1)], "Text")
+            query = ask_question("search", [drawn[place].scene.caption for place in (3, 4, count - 1)], LOOK)
         most = st.slider("Images", 1, 20, 6)
     with right, told():
         if not len(index):

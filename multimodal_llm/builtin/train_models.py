@@ -137,16 +137,13 @@ def taught_captioner() -> Any:
 
 
 def new_answerer(processor: Any, seed: int) -> Any:
-    """Return a ``BlipForQuestionAnswering`` that begins as ``builtin:captions``: what says what it sees can read too."""
+    """Return a ``BlipForQuestionAnswering`` of 2.6 million weights that sees with the eyes of ``builtin:captions``."""
     import torch
     from transformers import BlipForQuestionAnswering
 
     torch.manual_seed(seed)
-    model = BlipForQuestionAnswering(_blip_config(processor.tokenizer, 4, 2))
-    taught = taught_captioner()
-    model.vision_model.load_state_dict(taught.vision_model.state_dict())
-    model.text_encoder.load_state_dict(taught.text_decoder.bert.state_dict())
-    model.text_decoder.load_state_dict(taught.text_decoder.state_dict())
+    model = BlipForQuestionAnswering(_blip_config(processor.tokenizer, 4, 3))
+    model.vision_model.load_state_dict(taught_captioner().vision_model.state_dict())
     return heed_padding(model)
 
 
@@ -326,8 +323,8 @@ def contrastive_loss(model: Any) -> Any:
     return ContrastiveLoss()
 
 
-def question_batch(tokenizer: Any, seed: int, size: int, number: int, each: int = 6) -> dict[str, Tensor]:
-    """Return what :func:`vqa_system.answer_loss` takes: scenes, each with questions of all six kinds."""
+def question_batch(tokenizer: Any, seed: int, size: int, number: int, each: int = 8) -> dict[str, Tensor]:
+    """Return what :func:`vqa_system.answer_loss` takes: scenes, each with questions of all six kinds and two more."""
     drawn, rng = _drawn(seed, number, size)
     rows = [(i, one) for i, scene in enumerate(drawn) for one in scenes.questions(scene, rng, each)]
     return answer_batch(tokenizer, pixels(drawn), [i for i, _ in rows], [one.question for _, one in rows],
@@ -368,7 +365,7 @@ ALIKE = ("It knows the eight colors, six shapes and two sizes of those scenes, o
 KINDS = {
     "captions": Kind(blip_processor, new_captioner, caption_loss, caption_batch, 3000, 64,
                      "Says what stands in a scene, from top to bottom and left to right.", ALIKE),
-    "vqa": Kind(blip_processor, new_answerer, answer_loss, question_batch, 2000, 32,
+    "vqa": Kind(blip_processor, new_answerer, answer_loss, question_batch, 1600, 24,
                 "Answers questions about scenes: how many, which color, shape or size, is there, and where.", ALIKE),
     "clip": Kind(clip_processor, new_clip, contrastive_loss, clip_batch, 2600, 128,
                  "Says how well a text goes with a scene, for search and for classes without training.", ALIKE),
@@ -432,7 +429,7 @@ def train(config: TrainConfig) -> None:
         run.folder, tracking=config.tracking, what=config.model)  # fmt: skip
     seconds = time.monotonic() - started  # of a run that was stopped, since it went on
     folder = Path(config.output) if config.output else BUILTIN / config.model
-    model.to(torch.float32).save_pretrained(folder)
+    model.to(torch.bfloat16).save_pretrained(folder)  # half the size, and nothing measurable lost
     processor.save_pretrained(folder)
     metrics = figures(config.model, folder)
     write_atomic(folder / "README.md", card(config, metrics, seconds, sum(w.numel() for w in model.parameters())))

@@ -1,5 +1,6 @@
 """Captions are the model's own, their probability is what it says, nothing is lost on the way, and training teaches."""
 
+import importlib.util
 import json
 import math
 import signal
@@ -21,7 +22,6 @@ from multimodal_llm.image_captioning.blip_model import (
     caption,
     caption_loss,
     evaluate,
-    find_images,
     fit,
     load_captioned,
     load_captioner,
@@ -33,7 +33,6 @@ from multimodal_llm.image_captioning.blip_model import (
 from shared.config import run_commands
 from shared.errors import InputError
 
-import importlib.util
 spec = importlib.util.spec_from_file_location("tiny_models", Path(__file__).with_name("tiny_models.py"))
 tiny_models = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tiny_models)
@@ -174,18 +173,6 @@ def test_a_stopped_run_goes_on_where_it_stopped(
     assert cli("caption", *flags, "--run", "whole") == 0
     whole, cut = (Path(f"outputs/multimodal_llm/{run}/captions.jsonl").read_text() for run in ("whole", "cut"))
     assert cut == whole
-
-
-@pytest.mark.slow
-def test_ray_captions_as_one_machine_does(blip: str, photos: Path) -> None:
-    config = blip_model.CaptionConfig(model=blip, max_new_tokens=5, batch_size=2)
-    (photos / "broken.png").write_text("this is text")
-    named = [(str(path), path) for path in find_images([str(photos)])]
-    skipped = [blip_model.Skipped(), blip_model.Skipped()]
-    plain = dict(blip_model.caption_images(config.writer(), named, 2, skipped[0]))
-    spread = dict(blip_model.caption_with_ray(config, named, 1, skipped[1]))
-    assert {name: its.text for name, its in spread.items()} == {name: its.text for name, its in plain.items()}
-    assert skipped[0].counts == skipped[1].counts
 
 
 def test_wrong_input_is_one_clear_line(blip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,7 +31,6 @@ from multimodal_llm.clip_applications.image_search import (
     exact_vectors,
     index,
     look_at,
-    look_with_ray,
     nearest_rows,
     ranks,
     recall,
@@ -474,21 +473,6 @@ def test_models_of_the_hubs_classes_index_and_search(kind: str, photos: Path, tm
     assert [hit.cosine for hit in by_text.hits] == pytest.approx([cosine for cosine, _ in wanted], abs=1e-5)
     with Image.open(by_text.hits[0].thumbnail) as small:
         assert small.format == "JPEG" and max(small.size) <= 160
-
-
-def test_ray_gives_the_looks_of_one_machine(photos: Path, clip: str) -> None:
-    pytest.importorskip("ray.data")
-    (photos / "bad.png").write_text("no")
-    paths = [str(path) for path in sorted(photos.iterdir())]
-    alone = {look.path: look for look in look_at(load_clip(clip, "cpu"), paths)}
-    through_ray = {look.path: look for look in look_with_ray(paths, clip, device="cpu", batch_size=4)}
-    assert set(alone) == set(through_ray) == set(paths)
-    for path, look in through_ray.items():
-        assert (look.sha256, look.thumbnail, look.reason) == (
-            alone[path].sha256, alone[path].thumbnail, alone[path].reason)  # fmt: skip
-        if look.vector is not None:
-            np.testing.assert_allclose(look.vector, alone[path].vector, atol=1e-5)
-    assert through_ray[str(photos / "bad.png")].vector is None
 
 
 WRITER = """

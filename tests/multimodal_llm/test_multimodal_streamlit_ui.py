@@ -217,7 +217,7 @@ def test_a_gallery_and_a_folder_are_searched(page: Any, scene: tuple[Path, scene
     numbers(page, "hit", 6)
     assert shown(page, "hit").first.inner_text().endswith("scene-003.png")
     says(page, "stAlert", "A match.")
-    fill(page, "Text", "a small white elephant beside a bus")
+    fill(page, "What to look for", "a small white elephant beside a bus")
     says(page, "stAlert", re.compile("^No match"))
     numbers(page, "hit", 6)
 
@@ -234,7 +234,7 @@ def test_a_gallery_and_a_folder_are_searched(page: Any, scene: tuple[Path, scene
     (tmp_path / "broken.png").write_bytes(path.read_bytes()[:100])
     fill(page, "Folder", str(tmp_path))
     page.get_by_text(re.compile("2 images: 2 new, 1 duplicates, 1 left out")).wait_for()
-    fill(page, "Text", its.caption)
+    fill(page, "What to look for", its.caption)
     has(page, "stAlert", "is not known here")
     numbers(page, "hit", 2)
     page.get_by_text("Image", exact=True).click()
