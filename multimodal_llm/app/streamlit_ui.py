@@ -260,7 +260,7 @@ def reading(models: dict[str, str]) -> None:
     """Show what is in a document, and answer a question about it where it stands."""
     left, right = st.columns([2, 3], gap="large")
     with left:
-        what = f"An image or a PDF of yours, of which {MOST_PAGES} pages are read"
+        what = f"An image or a PDF, {MOST_PAGES} pages at most"
         given = ask_for("read", what, KINDS, draw_document, "Another document")
         qa = load("Documents", models["Documents"])
         with st.spinner("Reading …"):
@@ -321,13 +321,14 @@ def show_fields(pages: Sequence[tuple[Page, Any]]) -> None:
     """Show the labels of a document with their values."""
     found = [(pair, page.number) for page, _ in pages for pair in fields_of(page)]
     st.caption(f"{len(found)} fields" if found else "No fields: no labels with values were found.")
+    where = [f"page {number}" if len(pages) > 1 else "" for _, number in found]
     rows = "".join(
-        f'<tr><td style="padding: 0.15rem 0.8rem 0.15rem 0; opacity: 0.7">{html.escape(pair.key)}</td>'
-        f'<td style="white-space: pre-line">{html.escape(pair.value)}</td>'
-        f'<td style="text-align: right; opacity: 0.7">{f"page {number}" if len(pages) > 1 else ""}</td></tr>'
-        for pair, number in found
+        f'<tr><td style="padding: 0.15rem 0.8rem 0.15rem 0; min-width: 6rem; opacity: 0.7">{html.escape(pair.key)}</td>'
+        f'<td style="white-space: pre-line; overflow-wrap: anywhere">{html.escape(pair.value)}</td>'
+        f'<td style="text-align: right; white-space: nowrap; opacity: 0.7">{place}</td></tr>'
+        for (pair, _), place in zip(found, where, strict=True)
     )
-    st.html(f'<div style="max-height: 24rem; overflow: auto; overflow-wrap: anywhere"><table data-testid="fields" '
+    st.html(f'<div style="max-height: 24rem; overflow: auto"><table data-testid="fields" '
             f'style="width: 100%; font-size: 0.9rem">{rows}</table></div>')  # fmt: skip
 
 
@@ -386,7 +387,8 @@ def look_into(index: image_search.ImageIndex, folder: Path) -> str:
             index.calibrate(image_search.caption_paths(read_captions(said), index.paths()) if said.is_file() else {})
     finally:
         bar.empty()
-    counts = ", ".join(f"{count:,} {name}" for name, count in changes.metrics().items() if count)
+    counts = ", ".join(f"{count:,} {name}" for name, count in changes.metrics().items()
+                       if count and name != "left out")  # fmt: skip
     return f"{len(index):,} images: {counts}. {changes.skipped}"
 
 
