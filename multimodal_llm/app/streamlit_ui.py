@@ -30,7 +30,6 @@ from multimodal_llm.clip_applications.zero_shot_classification import TEMPLATES,
 from multimodal_llm.document_understanding.document_qa import RECEIPT_QUESTIONS, Answer, DocumentQA, labelled_pairs
 from multimodal_llm.document_understanding.layout_analysis import KINDS, Box, Page, Pair, draw_page, iou
 from multimodal_llm.image_captioning.blip_model import load_captioner
-from multimodal_llm.image_captioning.caption_evaluation import read_captions
 from multimodal_llm.visual_question_answering.data_loader import IMAGE_SUFFIXES, open_image
 from multimodal_llm.visual_question_answering.vqa_system import load_answerer
 from shared.errors import InputError
@@ -384,7 +383,7 @@ def look_into(index: image_search.ImageIndex, folder: Path) -> str:
         if changes.new or changes.changed or not index.calibrations:
             bar.progress(1.0, "Finding out from where on it is a match …")
             said = folder / "captions.jsonl"
-            index.calibrate(image_search.caption_paths(read_captions(said), index.paths()) if said.is_file() else {})
+            index.calibrate(image_search.caption_paths(said, index.paths()) if said.is_file() else {})
     finally:
         bar.empty()
     counts = ", ".join(f"{count:,} {name}" for name, count in changes.metrics().items()
