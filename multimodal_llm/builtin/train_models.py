@@ -366,7 +366,8 @@ KINDS = {
     "captions": Kind(blip_processor, new_captioner, caption_loss, caption_batch, 3000, 64,
                      "Says what stands in a scene, from top to bottom and left to right.", ALIKE),
     "vqa": Kind(blip_processor, new_answerer, answer_loss, question_batch, 1600, 24,
-                "Answers questions about scenes: how many, which color, shape or size, is there, and where.", ALIKE),
+                "Answers questions about scenes: how many, which color, shape or size, is there, and where.",
+                f"{ALIKE} Whether an object is left, right, above or below another one it guesses."),
     "clip": Kind(clip_processor, new_clip, contrastive_loss, clip_batch, 2600, 128,
                  "Says how well a text goes with a scene, for search and for classes without training.", ALIKE),
 }  # fmt: skip
