@@ -641,7 +641,7 @@ def match_images(predictions: CaptionFile, references: CaptionFile) -> dict[str,
 
 @dataclass
 class EvaluateConfig:
-    """Measure captions against those of people."""
+    """Measure captions against those of people; without files, those that builtin:captions writes of unseen scenes."""
 
     predictions: str = ""
     """A jsonl or csv file with image and caption, or COCO's json."""
@@ -667,16 +667,19 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         """Check that all is there."""
         check_range("repeats", self.repeats, 100, 100_000)
-        for name in ("predictions", "references"):
-            if not getattr(self, name):
-                raise InputError(f"{name} must be a file.", hint=f"--{name} captions.jsonl")
+        if bool(self.predictions) != bool(self.references):
+            raise InputError("predictions and references go together.",
+                             hint="--predictions p.jsonl --references captions.jsonl")  # fmt: skip
         if bool(self.clip) != bool(self.images):
             raise InputError("clip and images go together.", hint="--clip openai/clip-vit-base-patch32 --images photos")
 
 
 def evaluate(config: EvaluateConfig) -> None:
     """Measure a file of captions; see :class:`EvaluateConfig`."""
-    said, known = read_captions(Path(config.predictions)), read_captions(Path(config.references))
+    if config.predictions:
+        said, known = read_captions(Path(config.predictions)), read_captions(Path(config.references))
+    else:
+        said, known = _of_scenes()
     if several := [image for image, its in said.captions.items() if len(its) > 1]:
         raise InputError(f"{config.predictions} has several captions for {len(several)} images, e.g. {several[0]!r}.")
     match = match_images(said, known)
@@ -700,9 +703,21 @@ def evaluate(config: EvaluateConfig) -> None:
     write_atomic(run.folder / "table.txt", f"{report}\n")
     empty = sum(not tokenize(caption) for caption in predictions.values())
     metrics = {**report.metrics(), "empty captions": empty, **{f"images {why}": n for why, n in skipped.items()}}
-    run.finish(model=config.clip or "–", data=config.references, seed=config.seed, metrics=metrics)
+    run.finish(model=config.clip or "–", data=config.references or "builtin:scenes", seed=config.seed,
+               metrics=metrics)  # fmt: skip
     sys.stdout.write(f"{report}\n")
     logger.info("saved in %s", run.folder)
+
+
+def _of_scenes(count: int = 200) -> tuple[CaptionFile, CaptionFile]:
+    """Let ``builtin:captions`` caption unseen scenes, of which is known what is right."""
+    from multimodal_llm.image_captioning.blip_model import caption_images, load_captioned, load_captioner
+    from multimodal_llm.visual_question_answering.data_loader import Skipped
+
+    images = load_captioned("builtin:scenes", split="test", count=count)
+    made = caption_images(load_captioner().caption, [(one.name, one.image) for one in images], 64, Skipped())
+    said = {name: [its.text] for name, its in made}
+    return CaptionFile(said), CaptionFile({one.name: list(one.captions) for one in images})
 
 
 def _finder(objects: str) -> FindObjects | None:

@@ -425,7 +425,7 @@ def test_wrong_use_is_told_in_one_line(
     Path("r.jsonl").write_text('{"image": "b", "caption": "x"}\n')
     Path("twice.jsonl").write_text('{"image": "a", "caption": "x"}\n{"image": "a", "caption": "y"}\n')
     for arguments, message in [
-        ([], "predictions must be a file"),
+        (["--predictions", "p.jsonl"], "predictions and references go together"),
         (["--predictions", "p.jsonl", "--references", "r.jsonl"], "No image of p.jsonl is in r.jsonl"),
         (["--predictions", "twice.jsonl", "--references", "r.jsonl"], "several captions"),
         (["--predictions", "p.jsonl", "--references", "p.jsonl", "--clip", "x"], "clip and images"),
@@ -450,3 +450,10 @@ def test_clip_score_by_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     metrics = json.loads(Path("outputs/multimodal_llm/one/results.json").read_text())["metrics"]
     own, with_references = clip_scores(load_clip(clip), [Path("photos/a.jpg")], ["x"], [["x"]], prompt="")
     assert (metrics["CLIPScore"], metrics["RefCLIPScore"]) == pytest.approx((float(own[0]), float(with_references[0])))
+
+
+def test_without_files_the_embedded_captioner_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli("--run", "scenes") == 0
+    metrics = json.loads(Path("outputs/multimodal_llm/scenes/results.json").read_text())["metrics"]
+    assert metrics["images"] == 200 and metrics["exact"] > 0.95
