@@ -797,7 +797,7 @@ def measure(
 class TrainConfig:
     """Teach a BLIP to caption images like yours, and measure it before and after.
 
-    Without arguments, the embedded model learns scenes whose objects stand anywhere, which it has never seen.
+    Without arguments, the embedded model learns scenes with colors on shapes that it has never seen together.
     """
 
     model: str = "builtin:captions"
@@ -806,12 +806,12 @@ class TrainConfig:
     """builtin:scenes, a folder of images with captions, or a hub id with columns image and caption."""
     captions: str = ""
     """A file of captions for the folder; by default the one in it."""
-    grid: bool = False
+    grid: bool = True
     """Whether the scenes' objects stand on patches of 16 pixels."""
     count: int = 0
     """Use at most this many images; 0 is all, of the scenes 4,000."""
     held_out: float = 0.1
-    """Share of the images that is kept to measure on, in (0, 0.5]; scenes have a test split of their own."""
+    """Share of the images that is kept to measure on, in (0, 0.5]; scenes to measure on are drawn."""
     steps: int = 400
     """Steps, >= 1."""
     batch_size: int = 32
@@ -850,8 +850,8 @@ def train(config: TrainConfig) -> None:
 
     set_threads(config.threads)
     if config.data == "builtin:scenes":
-        rows = load_captioned(config.data, split="train", count=config.count or 4000, seed=1, grid=config.grid)
-        held_out = load_captioned(config.data, split="test", count=200, grid=config.grid)
+        rows = load_captioned(config.data, split="pairs", count=config.count or 4000, seed=1, grid=config.grid)
+        held_out = load_captioned(config.data, split="pairs", count=200, grid=config.grid)
     else:
         rows = load_captioned(config.data, config.captions, count=config.count)
         order = np.random.default_rng(config.seed).permutation(len(rows))
