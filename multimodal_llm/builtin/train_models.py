@@ -299,28 +299,19 @@ def clip_batch(tokenizer: Any, seed: int, size: int, number: int) -> dict[str, T
             "also": also}  # fmt: skip
 
 
-def contrastive_loss(model: Any) -> Any:
-    """Return a module that makes CLIP's loss, in which captions that are also right count as no mistakes.
+def contrastive_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """Return CLIP's loss, in which captions that are also right count as no mistakes.
 
     L = −½ (log softmax over texts + log softmax over images) of exp(s) · cos(image, text), on the diagonal
     """
     import torch
-    from torch import nn
     from torch.nn.functional import cross_entropy
 
-    class ContrastiveLoss(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, batch: dict[str, Tensor]) -> Tensor:
-            inputs = {name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask")}
-            logits = self.model(**inputs).logits_per_image.masked_fill(batch["also"], -torch.inf)  # (B, B)
-            target = torch.arange(len(logits), device=logits.device)
-            loss: Tensor = (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
-            return loss
-
-    return ContrastiveLoss()
+    inputs = {name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask")}
+    logits = model(**inputs).logits_per_image.masked_fill(batch["also"], -torch.inf)  # (B, B)
+    target = torch.arange(len(logits), device=logits.device)
+    loss: Tensor = (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
+    return loss
 
 
 def question_batch(tokenizer: Any, seed: int, size: int, number: int, each: int = 8) -> dict[str, Tensor]:
@@ -342,7 +333,7 @@ class Kind:
     Attributes:
         processor: Makes its processor.
         model: Processor and seed → the model before its training.
-        loss: Model → the module whose forward makes the loss.
+        loss: Model and batch → loss.
         batch: Tokenizer, seed, size and number → a batch.
         steps: Of the one that is shipped.
         size: Scenes of a step.
@@ -352,7 +343,7 @@ class Kind:
 
     processor: Callable[[], Any]
     model: Callable[[Any, int], Any]
-    loss: Callable[[Any], Any]
+    loss: Callable[[Any, Any], Tensor]
     batch: Callable[[Any, int, int, int], dict[str, Tensor]]
     steps: int
     size: int
@@ -426,7 +417,7 @@ def train(config: TrainConfig) -> None:
     size, steps = config.batch_size or kind.size, config.steps or kind.steps
     recipe = Recipe(steps, size, config.learning_rate, muon=config.muon, seed=config.seed, device="cpu")
     started = time.monotonic()
-    fit(kind.loss(model), lambda number: kind.batch(processor.tokenizer, config.seed, size, number), recipe,
+    fit(model, kind.loss, lambda number: kind.batch(processor.tokenizer, config.seed, size, number), recipe,
         run.folder, tracking=config.tracking, what=config.model)  # fmt: skip
     seconds = time.monotonic() - started  # of a run that was stopped, since it went on
     folder = Path(config.output) if config.output else BUILTIN / config.model

@@ -353,13 +353,14 @@ def share_of_rate(step: int, total: int) -> float:
 
 
 def fit(
-    loss_module: Any, batch_of: Callable[[int], Any], recipe: Recipe, folder: Path, *,
+    model: Any, loss_of: Callable[[Any, Any], Tensor], batch_of: Callable[[int], Any], recipe: Recipe, folder: Path, *,
     tracking: Literal["none", "wandb"] = "none", what: str = "train",
 ) -> None:  # fmt: skip
     """Train in place with AdamW and Muon, on one or more devices through accelerate (``accelerate launch -m …``).
 
     Args:
-        loss_module: A module that holds the model, and whose forward makes a loss of a batch.
+        model: What learns.
+        loss_of: Model and batch → loss.
         batch_of: Number of a batch → its tensors, the same whenever it is asked: a run that goes on needs no other
             memory. Process p of n takes batch step · n + p.
         recipe: How.
@@ -376,6 +377,15 @@ def fit(
     from accelerate import Accelerator
     from accelerate.utils import send_to_device
 
+    class Loss(torch.nn.Module):  # its forward is the loss, so that accelerate's wrapper averages every gradient
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, batch: Any) -> Tensor:
+            return loss_of(self.model, batch)
+
+    loss_module = Loss()
     accelerator = Accelerator(cpu=pick_device(recipe.device).type == "cpu")
     torch.manual_seed(recipe.seed)
     optimizers, rates = _optimizers(loss_module, recipe)
@@ -476,21 +486,11 @@ def padded_ids(tokenizer: Any, texts: Sequence[str], first: int, longest: int) -
     return input_ids, out["attention_mask"]
 
 
-def caption_loss(model: Any) -> Any:
-    """Return a module that makes BLIP's language-modeling loss of pixel values, ids and mask."""
-    from torch import nn
-
-    class CaptionLoss(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, batch: dict[str, Tensor]) -> Tensor:
-            labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-            loss: Tensor = self.model(**batch, labels=labels).loss
-            return loss
-
-    return CaptionLoss()
+def caption_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """Return BLIP's language-modeling loss of pixel values, ids and mask."""
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    loss: Tensor = model(**batch, labels=labels).loss
+    return loss
 
 
 # --- Commands ---------------------------------------------------------------------------------------------------------
@@ -887,7 +887,7 @@ def train(config: TrainConfig) -> None:
         return {"pixel_values": images, "input_ids": ids, "attention_mask": mask}
 
     recipe = Recipe(config.steps, config.batch_size, config.learning_rate, seed=config.seed, device=config.device)
-    fit(caption_loss(captioner.model), batch_of, recipe, run.folder, tracking=config.tracking)
+    fit(captioner.model, caption_loss, batch_of, recipe, run.folder, tracking=config.tracking)
     if skipped.counts:
         logger.warning("%s", skipped)
     after, table = measure(captioner.caption, held_out, 32, objects=objects, path=run.folder / "captions.jsonl")

@@ -322,30 +322,20 @@ def measure(
 # --- Training ---------------------------------------------------------------------------------------------------------
 
 
-def answer_loss(model: Any) -> Any:
-    """Return a module that makes BLIP's loss of a batch of :func:`answer_batch`: −log p(answer | image, question)."""
-    from torch import nn
-
-    class AnswerLoss(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, batch: dict[str, Tensor]) -> Tensor:
-            # As the model's own forward, but each image is encoded once for all its questions
-            seen = self.model.vision_model(pixel_values=batch["pixel_values"]).last_hidden_state  # (B, N, C)
-            asked = self.model.text_encoder(
-                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"],
-                encoder_hidden_states=seen[batch["image_of"]],
-            ).last_hidden_state  # (Q, T, C)  # fmt: skip
-            answers, mask = batch["answer_ids"], batch["answer_mask"]
-            loss: Tensor = self.model.text_decoder(
-                input_ids=answers, attention_mask=mask, encoder_hidden_states=asked,
-                encoder_attention_mask=batch["attention_mask"], labels=answers.masked_fill(mask == 0, -100),
-            ).loss  # fmt: skip
-            return loss
-
-    return AnswerLoss()
+def answer_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """Return BLIP's loss of a batch of :func:`answer_batch`: −log p(answer | image, question)."""
+    # As the model's own forward, but each image is encoded once for all its questions
+    seen = model.vision_model(pixel_values=batch["pixel_values"]).last_hidden_state  # (B, N, C)
+    asked = model.text_encoder(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"],
+        encoder_hidden_states=seen[batch["image_of"]],
+    ).last_hidden_state  # (Q, T, C)  # fmt: skip
+    answers, mask = batch["answer_ids"], batch["answer_mask"]
+    loss: Tensor = model.text_decoder(
+        input_ids=answers, attention_mask=mask, encoder_hidden_states=asked,
+        encoder_attention_mask=batch["attention_mask"], labels=answers.masked_fill(mask == 0, -100),
+    ).loss  # fmt: skip
+    return loss
 
 
 def answer_batch(
@@ -374,20 +364,10 @@ def answer_batch(
     }  # fmt: skip
 
 
-def choice_loss(model: Any) -> Any:
-    """Return a module that makes ViLT's loss: binary cross-entropy of each answer's share of people, summed."""
-    from torch import nn
-
-    class ChoiceLoss(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, batch: dict[str, Tensor]) -> Tensor:
-            loss: Tensor = self.model(**batch).loss
-            return loss
-
-    return ChoiceLoss()
+def choice_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """Return ViLT's loss: binary cross-entropy of each answer's share of people, summed."""
+    loss: Tensor = model(**batch).loss
+    return loss
 
 
 @dataclass
@@ -485,8 +465,8 @@ def train(config: TrainConfig) -> None:
 
     recipe = Recipe(config.steps, config.batch_size, config.learning_rate, muon=config.muon, seed=config.seed,
                     device=config.device)  # fmt: skip
-    loss_module = choice_loss(model) if answerer.kind == "vilt" else answer_loss(model)
-    fit(loss_module, batch_of, recipe, run.folder, tracking=config.tracking)
+    loss = choice_loss if answerer.kind == "vilt" else answer_loss
+    fit(model, loss, batch_of, recipe, run.folder, tracking=config.tracking)
     if skipped.counts:
         logger.warning("%s", skipped)
     model.save_pretrained(run.folder / "model")

@@ -228,7 +228,7 @@ def test_the_loss_is_the_models_own_without_padding(captioner: Captioner) -> Non
     pixels = captioner.processor.image_processor([noise(1), noise(2)], return_tensors="pt")["pixel_values"]
     ids, mask = padded_ids(tokenizer, ["a dog", "a red circle on a square"], text.bos_token_id, 32)
     with torch.no_grad():
-        loss = caption_loss(captioner.model)({"pixel_values": pixels, "input_ids": ids, "attention_mask": mask})
+        loss = caption_loss(captioner.model, {"pixel_values": pixels, "input_ids": ids, "attention_mask": mask})
         logits = captioner.model(pixel_values=pixels, input_ids=ids, attention_mask=mask).logits
     each = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
     assert float(loss) == pytest.approx(float(-(each * mask[:, 1:]).sum() / mask[:, 1:].sum()), abs=1e-5)
@@ -244,7 +244,7 @@ def learn(blip: str, folder: Path, steps: int, muon: float = 0.0) -> Captioner:
         pixels = captioner.processor.image_processor(images, return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixels, "input_ids": ids, "attention_mask": mask}
 
-    fit(caption_loss(captioner.model), batch_of, Recipe(steps, 2, 3e-3, muon=muon, device="cpu"), folder)
+    fit(captioner.model, caption_loss, batch_of, Recipe(steps, 2, 3e-3, muon=muon, device="cpu"), folder)
     return captioner
 
 
@@ -277,23 +277,12 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(
 
 
 def test_a_diverging_training_says_so(blip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverges(model: Any, batch: Any) -> Any:
+        return next(model.parameters()).sum() * math.inf
+
     captioner = load_captioner(blip)
     with pytest.raises(InputError, match="diverged"):
-        fit(_Diverges(captioner.model), lambda number: {}, Recipe(3, 1, device="cpu"), tmp_path)
-
-
-def _Diverges(model: Any) -> Any:  # noqa: N802
-    from torch import nn
-
-    class Diverges(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, batch: Any) -> Any:
-            return next(self.model.parameters()).sum() * math.inf
-
-    return Diverges()
+        fit(captioner.model, diverges, lambda number: {}, Recipe(3, 1, device="cpu"), tmp_path)
 
 
 def test_fine_tuning_on_a_folder_leaves_a_model_that_captions(

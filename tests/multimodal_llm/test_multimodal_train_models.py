@@ -102,10 +102,10 @@ def test_the_contrastive_loss_is_clips_own_where_no_other_caption_is_right() -> 
     batch = clip_batch(clip_processor().tokenizer, 0, 32, 0)
     inputs = {name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask")}
     with torch.no_grad():
-        plain = contrastive_loss(model)(batch | {"also": torch.zeros(32, 32, dtype=torch.bool)})
+        plain = contrastive_loss(model, batch | {"also": torch.zeros(32, 32, dtype=torch.bool)})
         assert float(plain) == pytest.approx(float(model(**inputs, return_loss=True).loss), abs=1e-6)
         if batch["also"].any():
-            assert float(contrastive_loss(model)(batch)) < float(plain)
+            assert float(contrastive_loss(model, batch)) < float(plain)
 
 
 def test_clip_begins_with_the_attention_of_the_captioner() -> None:

@@ -154,7 +154,7 @@ def test_the_loss_is_the_models_own_though_each_image_is_encoded_once(blip: str)
     batch = answer_batch(tokenizer, pixels, [0, 1, 1], QUESTIONS, said, first=text.bos_token_id, longest=32)
     labels = batch["answer_ids"].masked_fill(batch["answer_mask"] == 0, -100)
     with torch.no_grad():
-        ours = answer_loss(answerer.model)(batch)
+        ours = answer_loss(answerer.model, batch)
         theirs = answerer.model(
             pixel_values=pixels[batch["image_of"]], input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"], decoder_input_ids=batch["answer_ids"],
