@@ -38,7 +38,13 @@ from qa_system.evaluation.retrieval_metrics import Collection, per_query, search
 from qa_system.generation.answer_generator import Answer, rag_pipeline
 from qa_system.generation.citation_handler import WEIGHTS
 from qa_system.retrieval.dense_retrieval import Library, SentenceEmbeddings, default_embedding
-from qa_system.retrieval.sparse_retrieval import BM25Index, HybridRetriever, tokenize
+from qa_system.retrieval.sparse_retrieval import (
+    BM25Index,
+    HybridRetriever,
+    min_max_fusion,
+    reciprocal_rank_fusion,
+    tokenize,
+)
 from shared.benchmark import Row, data_folder, interleaved_medians, run_benchmarks
 
 ROOT = Path(__file__).parents[1]
@@ -184,8 +190,31 @@ def xquad(quick: bool) -> Collection:
     return Collection([text_document(name, p["context"]) for name, p in named.items()], queries, qrels)
 
 
-def quality(what: str, collection: Collection, target: float) -> Row:
-    """Build a row of nDCG@10: the default hybrid against its halves and the other fusions."""
+def library_defaults(collection: Collection) -> dict[str, float]:
+    """Return nDCG@10 without this project: whole documents, bm25s with its own tokens, MiniLM, and fusions of both."""
+    import bm25s
+
+    names, texts = [d.name for d in collection.documents], [d.text for d in collection.documents]
+    asked = list(collection.queries.values())
+    index, most = bm25s.BM25(), min(100, len(names))
+    index.index(bm25s.tokenize(texts, stopwords="en", show_progress=False), show_progress=False)
+    tokens = bm25s.tokenize(asked, stopwords="en", show_progress=False)
+    found, scores = index.retrieve(tokens, k=most, show_progress=False)
+    embedding = default_embedding()
+    cosines = np.array(embedding.embed_documents(texts)) @ np.array(embedding.embed_documents(asked)).T
+    runs: dict[str, dict[str, dict[str, float]]] = {name: {} for name in ("BM25", "MiniLM", "RRF", "min-max")}
+    for i, query in enumerate(collection.queries):
+        sparse = {names[j]: float(score) for j, score in zip(found[i], scores[i], strict=True) if score > 0}
+        dense = {names[j]: float(cosines[j, i]) for j in np.argsort(-cosines[:, i])[:most]}
+        runs["BM25"][query], runs["MiniLM"][query] = sparse, dense
+        runs["RRF"][query] = dict(reciprocal_rank_fusion([list(sparse), list(dense)]))
+        runs["min-max"][query] = dict(min_max_fusion([dense, sparse], [0.5, 0.5]))
+    return {name: statistics.mean(per_query(run, collection.qrels, "nDCG@10").values()) for name, run in runs.items()}
+
+
+def quality(what: str, collection: Collection, target: float, above: float) -> Row:
+    """Build a row of nDCG@10: the default hybrid against libraries' defaults, its own halves and other fusions."""
+    peers = library_defaults(collection)
     library = Library()
     library.embedding.embed_query = functools.cache(library.embedding.embed_query)  # once for all ways of searching
     library.add_documents([(document, None) for document in collection.documents])
@@ -195,15 +224,14 @@ def quality(what: str, collection: Collection, target: float) -> Row:
         name: statistics.mean(per_query(run, collection.qrels, "nDCG@10").values()) for name, run in runs.items()
     }
     ours = figures.pop("z-score")
-    single = max(figures["BM25"], figures["dense"])
+    wanted = max(target, max(figures["BM25"], figures["dense"]) + 0.01, max(peers.values()) + above)
     return Row(
         f"nDCG@10, {what}",
-        "halves and other fusions, same chunks",
-        ", ".join(f"{name} {figure:.4f}" for name, figure in figures.items()),
-        f"{ours:.4f}, {len(collection.queries)} queries of {1e3 * statistics.median(seconds['z-score']):.1f} ms "
-        "beside embedding",
-        f"≥ {target}, and best single + .01",
-        ours >= max(target, single + 0.01),
+        "libraries' defaults: " + ", ".join(f"{name} {figure:.4f}" for name, figure in peers.items()),
+        f"{ours:.4f}, {len(collection.queries)} queries of {1e3 * statistics.median(seconds['z-score']):.1f} ms beside "
+        "embedding; on the same chunks " + ", ".join(f"{name} {figure:.4f}" for name, figure in figures.items()),
+        f"≥ {target}, own best half + .01, best peer + {above:g}",
+        ours >= wanted,
     )
 
 
@@ -562,8 +590,8 @@ def demo(quick: bool) -> Row:
 
 
 ROWS = {
-    "cisi": lambda quick: quality("CISI", cisi(quick), 0.435),
-    "xquad": lambda quick: quality("paragraph of a question, xquad_en_part1", xquad(quick), 0.978),
+    "cisi": lambda quick: quality("CISI", cisi(quick), 0.435, 0.01),
+    "xquad": lambda quick: quality("paragraph of a question, xquad_en_part1", xquad(quick), 0.978, 0.0),
     "answers": answers,
     "refusal": refusal,
     "citations": citations,

@@ -1,14 +1,16 @@
 """The three embedded models, BLIP twice and CLIP, trained here on scenes that are made here.
 
     python -m multimodal_llm.builtin.train_models train --model captions --threads 1
-    python -m multimodal_llm.builtin.train_models train --model vqa --threads 1      # begins with the eyes of captions
-    python -m multimodal_llm.builtin.train_models train --model clip --threads 1     # likewise
+    python -m multimodal_llm.builtin.train_models train --model vqa --threads 1
+    python -m multimodal_llm.builtin.train_models train --model clip --threads 1     # begins with the eyes of captions
     python -m multimodal_llm.builtin.train_models evaluate --model vqa
 
 Architectures are transformers' own ``BlipForConditionalGeneration``, ``BlipForQuestionAnswering`` and ``CLIPModel``, of
-width 128 on patches of 16 pixels. A step's scenes are drawn when it comes and never come again. Two things had to be
-found: BLIP's vision tower starts with weights of 1e-10 unless told otherwise, and learns nothing; and positions that
-start as small as the other weights are not told apart, so that every object seems to be everywhere.
+width 128 on patches of 16 pixels, the answerer's of 8. A step's scenes are drawn when it comes and never come again.
+What had to be found: BLIP's vision tower starts with weights of 1e-10 unless told otherwise, and learns nothing;
+positions that start as small as the other weights are not told apart, so that every object seems to be everywhere;
+shapes of any size at any place are learned on small patches, from the grid outwards; relations only beside questions of
+where things are; and an answerer wants a third of the captioner's learning rate.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ if TYPE_CHECKING:
 MODULE = f"{PROJECT}.builtin.train_models"
 BUILTIN = Path(__file__).parent
 NOT_RECIPE = {"recipe": False}
-WIDTH, PATCH, LONGEST = 128, 16, 40  # of every model here: width, pixels of a patch, tokens of a text
+WIDTH, PATCH, LONGEST = 128, 16, 40  # width, pixels of a patch, tokens of a text
+ANSWERER_PATCH = 8  # shapes that stand between patches of 16 are not learned
+LOOSE_AFTER, EYES_FIRST = 1300, 2000  # steps of the answerer: objects stand anywhere then, and questions begin
 SPREAD = 0.08  # standard deviation of new weights; 1 of positions
 # Words beyond those of the scenes that are one token each, so that other small pictures can be learned about too.
 MORE_WORDS = (
@@ -84,12 +88,12 @@ def blip_processor() -> Any:
     return BlipProcessor(images, tokenizer)
 
 
-def _blip_config(tokenizer: Any, vision_layers: int, text_layers: int) -> Any:
+def _blip_config(tokenizer: Any, vision_layers: int, text_layers: int, patch: int) -> Any:
     from transformers import BlipConfig
 
     ids = tokenizer.convert_tokens_to_ids
     vision = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": vision_layers,
-              "num_attention_heads": 4, "image_size": SIDE, "patch_size": PATCH,
+              "num_attention_heads": 4, "image_size": SIDE, "patch_size": patch,
               "initializer_range": SPREAD}  # fmt: skip
     text = {"vocab_size": len(tokenizer), "hidden_size": WIDTH, "encoder_hidden_size": WIDTH,
             "intermediate_size": 4 * WIDTH, "num_hidden_layers": text_layers, "num_attention_heads": 4,
@@ -115,13 +119,13 @@ def new_captioner(processor: Any, seed: int) -> Any:
     from transformers import BlipForConditionalGeneration
 
     torch.manual_seed(seed)
-    model = BlipForConditionalGeneration(_blip_config(processor.tokenizer, 4, 2))
+    model = BlipForConditionalGeneration(_blip_config(processor.tokenizer, 4, 2, PATCH))
     _positions_apart(model)
     return model
 
 
 def taught_captioner() -> Any:
-    """Return ``builtin:captions``, which the other two begin with.
+    """Return ``builtin:captions``, which CLIP begins with.
 
     Raises:
         InputError: It is not trained yet.
@@ -137,13 +141,13 @@ def taught_captioner() -> Any:
 
 
 def new_answerer(processor: Any, seed: int) -> Any:
-    """Return a ``BlipForQuestionAnswering`` of 2.6 million weights that sees with the eyes of ``builtin:captions``."""
+    """Return an untrained ``BlipForQuestionAnswering`` of 2.6 million weights."""
     import torch
     from transformers import BlipForQuestionAnswering
 
     torch.manual_seed(seed)
-    model = BlipForQuestionAnswering(_blip_config(processor.tokenizer, 4, 3))
-    model.vision_model.load_state_dict(taught_captioner().vision_model.state_dict())
+    model = BlipForQuestionAnswering(_blip_config(processor.tokenizer, 4, 3, ANSWERER_PATCH))
+    _positions_apart(model)
     return heed_padding(model)
 
 
@@ -314,10 +318,20 @@ def contrastive_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
     return loss
 
 
-def question_batch(tokenizer: Any, seed: int, size: int, number: int, each: int = 8) -> dict[str, Tensor]:
-    """Return what :func:`vqa_system.answer_loss` takes: scenes, each with questions of all six kinds and two more."""
-    drawn, rng = _drawn(seed, number, size)
-    rows = [(i, one) for i, scene in enumerate(drawn) for one in scenes.questions(scene, rng, each)]
+def question_batch(tokenizer: Any, seed: int, size: int, number: int) -> dict[str, Tensor]:
+    """Return what :func:`vqa_system.answer_loss` takes.
+
+    At first all that is asked about twice as many scenes is what there is: the eyes learn most from that, step by step
+    from the grid outwards. Then, about half of the scenes on the grid and half anywhere, come four questions such as
+    are measured, and easier ones.
+    """
+    eyes = number < EYES_FIRST
+    drawn, rng = _drawn(seed, number, size // 2)
+    spread = min(1.0, number / LOOSE_AFTER) * rng.choice((1, 1, 1, rng.random()))
+    drawn += scenes.loose_scenes((2 * size if eyes else size) - len(drawn), rng.randrange(2**31), spread)
+    rows = [(i, one) for i, scene in enumerate(drawn)
+            for one in (scenes.lessons(scene, rng)[:1] if eyes
+                        else scenes.questions(scene, rng, 4) + scenes.lessons(scene, rng))]  # fmt: skip
     return answer_batch(tokenizer, pixels(drawn), [i for i, _ in rows], [one.question for _, one in rows],
                         [one.answer for _, one in rows], first=tokenizer.convert_tokens_to_ids("[DEC]"),
                         longest=LONGEST)  # fmt: skip
@@ -337,6 +351,8 @@ class Kind:
         batch: Tokenizer, seed, size and number → a batch.
         steps: Of the one that is shipped.
         size: Scenes of a step.
+        learning_rate: Of embeddings, head and vectors, by AdamW.
+        muon: Of the layers' matrices, by Muon.
         what: One sentence.
         limits: What it can't.
     """
@@ -347,20 +363,24 @@ class Kind:
     batch: Callable[[Any, int, int, int], dict[str, Tensor]]
     steps: int
     size: int
+    learning_rate: float
+    muon: float
     what: str
     limits: str
 
 
-ALIKE = ("It knows the eight colors, six shapes and two sizes of those scenes, on a grid of 16 pixels, up to four at a "
-         "time; of photos it knows nothing.")  # fmt: skip
+ALIKE = (
+    "It knows those scenes' eight colors, six shapes and two sizes, four objects at most; of photos it knows nothing."
+)
+ON_GRID = f"Objects must stand on a grid of 16 pixels. {ALIKE}"
 KINDS = {
-    "captions": Kind(blip_processor, new_captioner, caption_loss, caption_batch, 3000, 64,
-                     "Says what stands in a scene, from top to bottom and left to right.", ALIKE),
-    "vqa": Kind(blip_processor, new_answerer, answer_loss, question_batch, 1600, 24,
+    "captions": Kind(blip_processor, new_captioner, caption_loss, caption_batch, 3000, 64, 2e-3, 0.02,
+                     "Says what stands in a scene, from top to bottom and left to right.", ON_GRID),
+    "vqa": Kind(blip_processor, new_answerer, answer_loss, question_batch, 3800, 28, 1e-3, 0.006,
                 "Answers questions about scenes: how many, which color, shape or size, is there, and where.",
-                f"{ALIKE} Whether an object is left, right, above or below another one it guesses."),
-    "clip": Kind(clip_processor, new_clip, contrastive_loss, clip_batch, 2600, 128,
-                 "Says how well a text goes with a scene, for search and for classes without training.", ALIKE),
+                ALIKE),
+    "clip": Kind(clip_processor, new_clip, contrastive_loss, clip_batch, 2600, 128, 2e-3, 0.02,
+                 "Says how well a text goes with a scene, for search and for classes without training.", ON_GRID),
 }  # fmt: skip
 
 
@@ -374,10 +394,10 @@ class TrainConfig:
     """Steps; 0 is as many as the shipped one had."""
     batch_size: int = 0
     """Scenes of a step; 0 is as many as the shipped one had."""
-    learning_rate: float = 2e-3
-    """Of embeddings, head and vectors, by AdamW, > 0."""
-    muon: float = 0.02
-    """Of the layers' matrices, by Muon, > 0."""
+    learning_rate: float = 0
+    """Of embeddings, head and vectors, by AdamW; 0 is what the shipped one had."""
+    muon: float = 0
+    """Of the layers' matrices, by Muon; 0 is what the shipped one had."""
     output: str = field(default="", metadata=NOT_RECIPE)
     """Folder of the model; by default its place in the package."""
     seed: int = field(default=0, metadata=NOT_RECIPE)
@@ -395,8 +415,8 @@ class TrainConfig:
         """Check the ranges, and fill in what the shipped model had."""
         check_range("steps", self.steps, 0)
         check_range("batch_size", self.batch_size, 0)
-        check_range("learning_rate", self.learning_rate, 0, open_low=True)
-        check_range("muon", self.muon, 0, open_low=True)
+        check_range("learning_rate", self.learning_rate, 0)
+        check_range("muon", self.muon, 0)
         check_range("seed", self.seed, 0, 2**31 - 1)
         check_range("threads", self.threads, 0)
         if self.resume and not self.run:
@@ -415,7 +435,8 @@ def train(config: TrainConfig) -> None:
     processor = kind.processor()
     model = kind.model(processor, config.seed)
     size, steps = config.batch_size or kind.size, config.steps or kind.steps
-    recipe = Recipe(steps, size, config.learning_rate, muon=config.muon, seed=config.seed, device="cpu")
+    recipe = Recipe(steps, size, config.learning_rate or kind.learning_rate, muon=config.muon or kind.muon,
+                    seed=config.seed, device="cpu")  # fmt: skip
     started = time.monotonic()
     fit(model, kind.loss, lambda number: kind.batch(processor.tokenizer, config.seed, size, number), recipe,
         run.folder, tracking=config.tracking, what=config.model)  # fmt: skip
@@ -436,7 +457,7 @@ def card(config: TrainConfig, metrics: dict[str, float], seconds: float, weights
     """Write the model card."""
     kind = KINDS[config.model]
     name = {"captions": "BlipForConditionalGeneration", "vqa": "BlipForQuestionAnswering", "clip": "CLIPModel"}
-    eyes = " It began with the vision tower of `builtin:captions`." if config.model != "captions" else ""
+    eyes = " It began with the vision tower of `builtin:captions`." if config.model == "clip" else ""
     rows = "".join(f"| {what} | {value:.4g} |\n" for what, value in metrics.items())
     size, steps = config.batch_size or kind.size, config.steps or kind.steps
     return f"""# builtin:{config.model}
@@ -445,8 +466,8 @@ def card(config: TrainConfig, metrics: dict[str, float], seconds: float, weights
 
 - **Rebuild:** `{command_line(MODULE, "train", config)} --threads {config.threads}`
 - **Data:** `scenes.py`, {steps:,} steps of {size} scenes of split train, drawn anew; nothing that people made.
-- **Recipe:** Muon {config.muon:g} for the layers, AdamW {config.learning_rate:g} for the rest, falling over the last
-  40 %; seed {config.seed}.
+- **Recipe:** Muon {config.muon or kind.muon:g} for the layers, AdamW {config.learning_rate or kind.learning_rate:g}
+  for the rest, falling over the last 40 %; seed {config.seed}.
 - **Took:** {seconds / 60:.0f} minutes with `--threads {config.threads}`, beside other work, on {hardware()}.
 
 | figure on held-out scenes | |

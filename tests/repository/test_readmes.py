@@ -15,10 +15,11 @@ DOCUMENTS = [ENGLISH, CHINESE, ROOT / "CONTRIBUTING.md", *PROJECT_READMES]
 
 BLOCK = re.compile(r"^```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^```\s*$", re.M | re.S)
 RUNNABLE = re.compile(
-    r"(?P<excuse><!-- not run: [^>]+-->\s*)?(?:<!-- tests add to the first: (?P<flags>[^>]+?) -->\s*)?"
+    r"(?P<excuse><!-- not run: [^>]+-->\s*)?(?P<flags>(?:<!-- tests add to [^>]+?-->\s*)*)"
     r"^```bash[^\n]*\n(?P<text>.*?)^```\s*$",
     re.M | re.S,
 )
+ADDED = re.compile(r"<!-- tests add to (?P<which>\d+): (?P<flags>[^>]+?) -->")
 LINK = re.compile(r"""\]\(<?([^)\s>]+)>?[^)]*\)|(?:src|href|srcset)="([^"\s]+)""")
 
 
@@ -33,14 +34,14 @@ def text_of(path: Path) -> str:
 def commands_in(readme: str) -> list[str]:
     """Return the commands of all ```bash blocks that no ``<!-- not run: reason -->`` stands before.
 
-    ``<!-- tests add to the first: --steps 50 -->`` makes a training short, whose full length `make demo` runs.
+    ``<!-- tests add to 1: --steps 50 -->`` makes the block's first command short, whose full length `make demo` runs.
     """
     commands = []
     for match in RUNNABLE.finditer(readme):
         lines = match["text"].replace("\\\n", " ").splitlines()
         block = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
-        if match["flags"]:
-            block[0] += f" {match['flags']}"
+        for added in ADDED.finditer(match["flags"]):
+            block[int(added["which"]) - 1] += f" {added['flags']}"
         commands += [] if match["excuse"] else block
     return commands
 
@@ -130,7 +131,8 @@ def test_a_project_readme_opens_with_its_chinese_overview(readme: Path) -> None:
 def test_the_checks_above_can_fail() -> None:
     readme = "```bash\npython a \\\n --b\n# why\n```\n<!-- not run: gigabytes -->\n```bash\nc\n```\n```bash\nd\n```\n"
     assert commands_in(readme) == ["python a   --b", "d"]
-    assert commands_in("<!-- tests add to the first: --x 1 -->\n```bash\na\nb\n```\n") == ["a --x 1", "b"]
+    added = "<!-- tests add to 1: --x 1 -->\n<!-- tests add to 3: --y -->\n```bash\na\nb\nc\n```\n"
+    assert commands_in(added) == ["a --x 1", "b", "c --y"]
     assert untranslatable("about 2 min, `x`") == untranslatable("约 2 分钟，`x`") != untranslatable("约 3 分钟，`x`")
     headings = "# One, `two`!\n## A b\n## A b\n```\n# no\n```\n## 中文速览\n"
     assert anchors_of(headings) == {"one-two", "a-b", "a-b-1", "中文速览"}
