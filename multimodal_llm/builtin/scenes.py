@@ -57,6 +57,7 @@ HELD_OUT = {0: "test", 1: "validation"}  # remainders of the hash of a caption, 
 HELD_OUT_ALONE = 5  # by 5 where there is one object: there are but 84 such captions
 QUESTION_KINDS = ("count", "color", "shape", "size", "exists", "relation")
 SCENES = {"train": 6000, "validation": 500, "test": 500, "pairs": 500}  # of scene_questions
+NUMBERS = ("one", "two", "three", "four")  # of rows and columns
 SUPERSAMPLING = 16  # points a pixel, along each side
 
 
@@ -89,13 +90,11 @@ class Scene:
         objects: In reading order; no two are alike.
         centers: Of each, x and y in pixels from the top left corner.
         background: A key of :data:`BACKGROUNDS`.
-        scale: How many times larger than usual all objects are; where that is not 1, nobody can say which are large.
     """
 
     objects: tuple[SceneObject, ...]
     centers: tuple[tuple[int, int], ...]
     background: str
-    scale: float = 1.0
 
     @property
     def caption(self) -> str:
@@ -200,46 +199,6 @@ def _scene(rng: random.Random, split: Split, grid: bool) -> Scene:
     return Scene(tuple(objects), tuple(_centers(rng, count, grid)), rng.choice(tuple(BACKGROUNDS)))
 
 
-def loose_scenes(count: int, seed: int = 0, spread: float = 1.0) -> Iterator[Scene]:
-    """Draw scenes of one to three objects that are larger than usual and stand off the grid.
-
-    Such scenes teach a model to see shapes of every size anywhere. That is learned only in steps,
-    from the grid outwards.
-
-    Args:
-        count: How many, >= 0.
-        seed: Of the drawing.
-        spread: In [0, 1]. At 0 objects stand on the grid, 1.1 times larger; at 1 they stand anywhere, up to twice.
-
-    Raises:
-        InputError: An argument is out of range.
-    """
-    check_range("count", count, 0)
-    check_range("spread", spread, 0, 1)
-    rng = random.Random(f"loose {seed} {spread}")
-    return (_loose_scene(rng, spread) for _ in range(count))
-
-
-def _loose_scene(rng: random.Random, spread: float) -> Scene:
-    while True:
-        scale = 1.1 + round(9 * spread * rng.random()) / 10  # in steps, so that masks can be kept
-        objects = _objects(rng, rng.choice((1, 1, 2, 3)), pairs=False)
-        radii = [scale * RADIUS[one.size] for one in objects]
-        places = []
-        for radius in radii:
-            cell = [
-                rng.randrange(SIDE // CELL) * CELL + CELL / 2 + rng.uniform(-0.5, 0.5) * CELL * spread for _ in "xy"
-            ]
-            places.append(tuple(round(min(max(place, 0.8 * radius), SIDE - 0.8 * radius)) for place in cell))
-        if all(
-            math.dist(places[i], places[j]) > radii[i] + radii[j]
-            for i, j in itertools.combinations(range(len(radii)), 2)
-        ):
-            order = sorted(range(len(objects)), key=lambda i: (places[i][1] // CELL, places[i][0]))
-            background = rng.choice(tuple(BACKGROUNDS))
-            return Scene(tuple(objects[i] for i in order), tuple(places[i] for i in order), background, scale)
-
-
 # --- Pictures ---------------------------------------------------------------------------------------------------------
 
 
@@ -268,11 +227,11 @@ def _turned(corner: tuple[float, float], quarters: int) -> tuple[float, float]:
 
 
 @functools.cache
-def _mask(shape: str, size: str, scale: float) -> Image:
-    """Return how much of each pixel around it a shape covers, 0-255: drawn large, then averaged."""
+def _mask(shape: str, size: str) -> Image:
+    """Return how much of each pixel of a cell a shape covers, 0-255: drawn large, then averaged."""
     from PIL import Image, ImageDraw
 
-    large, radius = CELL * math.ceil(scale) * SUPERSAMPLING, RADIUS[size] * scale * SUPERSAMPLING
+    large, radius = CELL * SUPERSAMPLING, RADIUS[size] * SUPERSAMPLING
     mask = Image.new("L", (large, large), 0)
     pen = ImageDraw.Draw(mask)
     middle = large / 2
@@ -298,8 +257,7 @@ def render(scene: Scene) -> Image:
     """Draw a scene: RGB, 64 × 64, with smooth edges."""
     picture = _backdrop(scene.background).copy()
     for one, (x, y) in zip(scene.objects, scene.centers, strict=True):
-        mask = _mask(one.shape, one.size, scene.scale)
-        picture.paste(COLORS[one.color], (x - mask.width // 2, y - mask.height // 2), mask)
+        picture.paste(COLORS[one.color], (x - CELL // 2, y - CELL // 2), _mask(one.shape, one.size))
     return picture
 
 
@@ -341,8 +299,6 @@ def _attributes(scene: Scene) -> Iterator[tuple[str, str, str]]:
     for one in scene.objects:
         for kind, named in (("color", ("shape",)), ("color", ("size", "shape")), ("shape", ("color",)),
                             ("shape", ("size", "color")), ("size", ("color", "shape"))):  # fmt: skip
-            if scene.scale != 1 and "size" in (kind, *named):
-                continue
             same = [o for o in scene.objects if all(getattr(o, part) == getattr(one, part) for part in named)]
             if len(same) == 1:
                 name = " ".join(getattr(one, part) for part in named) + ("" if "shape" in named else " object")
@@ -427,35 +383,26 @@ def _names(scene: Scene) -> list[tuple[int, str]]:
     return [(i, name) for names in named for i, name in enumerate(names) if names.count(name) == 1]
 
 
-def _direction(across: float, down: float, gap: float) -> str:
-    """Say where something lies: "above left", "below", "" within the gap."""
-    vertical = "above" if down <= -gap else "below" if down >= gap else ""
-    return f"{vertical} {'left' if across <= -gap else 'right' if across >= gap else ''}".strip()
-
-
 def lessons(scene: Scene, rng: random.Random) -> list[SceneQuestion]:
-    """Draw easier questions than those that are measured, without which relations are not learned.
+    """Draw questions that teach where things are, without which relations are not learned: yes or no says too little.
 
-    Yes or no says little about what was seen. What there is, where one thing is, and where from another one, says more;
-    and a color or a shape alone is a simpler name than both.
+    They ask for row and column of an object, "two three", for where one lies from another, "above left", and for
+    relations; objects are named by color, by shape or by both, since one is a simpler name than two.
     """
-    across = sorted(range(len(scene.objects)), key=lambda i: scene.centers[i])
-    shown = joined([article(f"{scene.objects[i].color} {scene.objects[i].shape}") for i in across])
-    found = [SceneQuestion("what", "what is there?", shown)]
     named = _names(scene)
-    if named:
-        number, name = rng.choice(named)
-        x, y = scene.centers[number]
-        where = _direction(x - SIDE / 2, y - SIDE / 2, CELL / 2)
-        where = where.replace("above", "top").replace("below", "bottom")
-        found.append(SceneQuestion("place", f"where is the {name}?", where or "middle"))
-    pairs = [(one, other) for one, other in itertools.permutations(named, 2) if one[0] != other[0]]
+    found = []
+    for number, name in rng.sample(named, min(2, len(named))):
+        column, row = (NUMBERS[place // CELL] for place in scene.centers[number])
+        found.append(SceneQuestion("place", f"which place is the {name} at?", f"{row} {column}"))
+    pairs = [(one, other) for one, other in itertools.permutations(named, 2)
+             if one[0] != other[0] and one[1].count(" ") == other[1].count(" ")]  # fmt: skip
     for (number, name), (second, other) in rng.sample(pairs, min(2, len(pairs))):
         (x, y), (x2, y2) = scene.centers[number], scene.centers[second]
-        where = _direction(x - x2, y - y2, CELL / 2)
+        gaps = _gaps(x2 - x, y2 - y)
+        where = " ".join(sorted(words.split()[-2 if " " in words else 0] for words, gap in gaps if gap > 0))
         found.append(SceneQuestion("place", f"where is the {name} from the {other}?", where))
-        for words, gap in rng.sample(_gaps(x2 - x, y2 - y), 1):
-            found.append(SceneQuestion("relation", f"is the {name} {words} the {other}?", "yes" if gap > 0 else "no"))
+        words, gap = rng.choice(gaps)
+        found.append(SceneQuestion("relation", f"is the {name} {words} the {other}?", "yes" if gap > 0 else "no"))
     return found
 
 

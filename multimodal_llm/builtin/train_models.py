@@ -1,16 +1,15 @@
 """The three embedded models, BLIP twice and CLIP, trained here on scenes that are made here.
 
     python -m multimodal_llm.builtin.train_models train --model captions --threads 1
-    python -m multimodal_llm.builtin.train_models train --model vqa --threads 1
-    python -m multimodal_llm.builtin.train_models train --model clip --threads 1     # begins with the eyes of captions
+    python -m multimodal_llm.builtin.train_models train --model vqa --threads 1      # begins with the eyes of captions
+    python -m multimodal_llm.builtin.train_models train --model clip --threads 1     # likewise
     python -m multimodal_llm.builtin.train_models evaluate --model vqa
 
 Architectures are transformers' own ``BlipForConditionalGeneration``, ``BlipForQuestionAnswering`` and ``CLIPModel``, of
-width 128 on patches of 16 pixels, the answerer's of 8. A step's scenes are drawn when it comes and never come again.
-What had to be found: BLIP's vision tower starts with weights of 1e-10 unless told otherwise, and learns nothing;
-positions that start as small as the other weights are not told apart, so that every object seems to be everywhere;
-shapes of any size at any place are learned on small patches, from the grid outwards; relations only beside questions of
-where things are; and an answerer wants a third of the captioner's learning rate.
+width 128 on patches of 16 pixels. A step's scenes are drawn when it comes and never come again. What had to be found:
+BLIP's vision tower starts with weights of 1e-10 unless told otherwise, and learns nothing; positions that start as
+small as the other weights are not told apart, so that every object seems to be everywhere; the answerer wants a third
+of the captioner's learning rate, and questions of where things are, else it never learns how they lie to each other.
 """
 
 from __future__ import annotations
@@ -48,8 +47,6 @@ MODULE = f"{PROJECT}.builtin.train_models"
 BUILTIN = Path(__file__).parent
 NOT_RECIPE = {"recipe": False}
 WIDTH, PATCH, LONGEST = 128, 16, 40  # width, pixels of a patch, tokens of a text
-ANSWERER_PATCH = 8  # shapes that stand between patches of 16 are not learned
-LOOSE_AFTER, EYES_FIRST = 1300, 2000  # steps of the answerer: objects stand anywhere then, and questions begin
 SPREAD = 0.08  # standard deviation of new weights; 1 of positions
 # Words beyond those of the scenes that are one token each, so that other small pictures can be learned about too.
 MORE_WORDS = (
@@ -88,12 +85,12 @@ def blip_processor() -> Any:
     return BlipProcessor(images, tokenizer)
 
 
-def _blip_config(tokenizer: Any, vision_layers: int, text_layers: int, patch: int) -> Any:
+def _blip_config(tokenizer: Any, vision_layers: int, text_layers: int) -> Any:
     from transformers import BlipConfig
 
     ids = tokenizer.convert_tokens_to_ids
     vision = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": vision_layers,
-              "num_attention_heads": 4, "image_size": SIDE, "patch_size": patch,
+              "num_attention_heads": 4, "image_size": SIDE, "patch_size": PATCH,
               "initializer_range": SPREAD}  # fmt: skip
     text = {"vocab_size": len(tokenizer), "hidden_size": WIDTH, "encoder_hidden_size": WIDTH,
             "intermediate_size": 4 * WIDTH, "num_hidden_layers": text_layers, "num_attention_heads": 4,
@@ -119,13 +116,13 @@ def new_captioner(processor: Any, seed: int) -> Any:
     from transformers import BlipForConditionalGeneration
 
     torch.manual_seed(seed)
-    model = BlipForConditionalGeneration(_blip_config(processor.tokenizer, 4, 2, PATCH))
+    model = BlipForConditionalGeneration(_blip_config(processor.tokenizer, 4, 2))
     _positions_apart(model)
     return model
 
 
 def taught_captioner() -> Any:
-    """Return ``builtin:captions``, which CLIP begins with.
+    """Return ``builtin:captions``, which the other two begin with.
 
     Raises:
         InputError: It is not trained yet.
@@ -141,13 +138,13 @@ def taught_captioner() -> Any:
 
 
 def new_answerer(processor: Any, seed: int) -> Any:
-    """Return an untrained ``BlipForQuestionAnswering`` of 2.6 million weights."""
+    """Return a ``BlipForQuestionAnswering`` of 2.6 million weights that sees with the eyes of ``builtin:captions``."""
     import torch
     from transformers import BlipForQuestionAnswering
 
     torch.manual_seed(seed)
-    model = BlipForQuestionAnswering(_blip_config(processor.tokenizer, 4, 3, ANSWERER_PATCH))
-    _positions_apart(model)
+    model = BlipForQuestionAnswering(_blip_config(processor.tokenizer, 4, 3))
+    model.vision_model.load_state_dict(taught_captioner().vision_model.state_dict())
     return heed_padding(model)
 
 
@@ -319,19 +316,10 @@ def contrastive_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
 
 
 def question_batch(tokenizer: Any, seed: int, size: int, number: int) -> dict[str, Tensor]:
-    """Return what :func:`vqa_system.answer_loss` takes.
-
-    At first all that is asked about twice as many scenes is what there is: the eyes learn most from that, step by step
-    from the grid outwards. Then, about half of the scenes on the grid and half anywhere, come four questions such as
-    are measured, and easier ones.
-    """
-    eyes = number < EYES_FIRST
-    drawn, rng = _drawn(seed, number, size // 2)
-    spread = min(1.0, number / LOOSE_AFTER) * rng.choice((1, 1, 1, rng.random()))
-    drawn += scenes.loose_scenes((2 * size if eyes else size) - len(drawn), rng.randrange(2**31), spread)
+    """Return what :func:`vqa_system.answer_loss` takes: of each scene, four questions as are measured, and lessons."""
+    drawn, rng = _drawn(seed, number, size)
     rows = [(i, one) for i, scene in enumerate(drawn)
-            for one in (scenes.lessons(scene, rng)[:1] if eyes
-                        else scenes.questions(scene, rng, 4) + scenes.lessons(scene, rng))]  # fmt: skip
+            for one in scenes.questions(scene, rng, 4) + scenes.lessons(scene, rng)]  # fmt: skip
     return answer_batch(tokenizer, pixels(drawn), [i for i, _ in rows], [one.question for _, one in rows],
                         [one.answer for _, one in rows], first=tokenizer.convert_tokens_to_ids("[DEC]"),
                         longest=LONGEST)  # fmt: skip
@@ -372,15 +360,15 @@ class Kind:
 ALIKE = (
     "It knows those scenes' eight colors, six shapes and two sizes, four objects at most; of photos it knows nothing."
 )
-ON_GRID = f"Objects must stand on a grid of 16 pixels. {ALIKE}"
+ALIKE = f"Objects must stand on a grid of 16 pixels. {ALIKE}"
 KINDS = {
     "captions": Kind(blip_processor, new_captioner, caption_loss, caption_batch, 3000, 64, 2e-3, 0.02,
-                     "Says what stands in a scene, from top to bottom and left to right.", ON_GRID),
-    "vqa": Kind(blip_processor, new_answerer, answer_loss, question_batch, 3800, 28, 1e-3, 0.006,
+                     "Says what stands in a scene, from top to bottom and left to right.", ALIKE),
+    "vqa": Kind(blip_processor, new_answerer, answer_loss, question_batch, 1500, 20, 1e-3, 0.006,
                 "Answers questions about scenes: how many, which color, shape or size, is there, and where.",
                 ALIKE),
     "clip": Kind(clip_processor, new_clip, contrastive_loss, clip_batch, 2600, 128, 2e-3, 0.02,
-                 "Says how well a text goes with a scene, for search and for classes without training.", ON_GRID),
+                 "Says how well a text goes with a scene, for search and for classes without training.", ALIKE),
 }  # fmt: skip
 
 
@@ -457,7 +445,7 @@ def card(config: TrainConfig, metrics: dict[str, float], seconds: float, weights
     """Write the model card."""
     kind = KINDS[config.model]
     name = {"captions": "BlipForConditionalGeneration", "vqa": "BlipForQuestionAnswering", "clip": "CLIPModel"}
-    eyes = " It began with the vision tower of `builtin:captions`." if config.model == "clip" else ""
+    eyes = " It began with the vision tower of `builtin:captions`." if config.model != "captions" else ""
     rows = "".join(f"| {what} | {value:.4g} |\n" for what, value in metrics.items())
     size, steps = config.batch_size or kind.size, config.steps or kind.steps
     return f"""# builtin:{config.model}

@@ -24,6 +24,7 @@ from multimodal_llm.builtin.scenes import (  # noqa: E402
     SceneObject,
     all_questions,
     captions,
+    lessons,
     parse_caption,
     questions,
     render,
@@ -107,6 +108,21 @@ def test_answers_are_right() -> None:
     assert answers["is the red circle to the left of the blue star?"] == "yes"
     assert answers["is the red circle below the blue star?"] == "no"
     assert answers["is the blue star to the right of the red circle?"] == "yes"
+
+
+def test_lessons_are_right_and_name_one_object() -> None:
+    given: dict[str, str] = {}
+    for seed in range(20):
+        given |= {one.question: one.answer for one in lessons(TWO, random.Random(seed))}
+    assert (
+        given["which place is the circle at?"] == "one one"
+        and given["which place is the blue star at?"] == "four three"
+    )
+    assert given["where is the red object from the blue object?"] == "above left"
+    assert given["where is the star from the circle?"] == "below right"
+    assert given["is the circle to the left of the star?"] == "yes" and given["is the star above the circle?"] == "no"
+    twins = Scene((SceneObject("large", "red", "star"), SceneObject("small", "red", "star")), ((8, 8), (40, 8)), "gray")
+    assert lessons(twins, random.Random(0)) == []
 
 
 def test_no_question_has_two_answers() -> None:
