@@ -227,7 +227,8 @@ def quality(what: str, collection: Collection, target: float, above: float) -> R
     wanted = max(target, max(figures["BM25"], figures["dense"]) + 0.01, max(peers.values()) + above)
     return Row(
         f"nDCG@10, {what}",
-        "libraries' defaults: " + ", ".join(f"{name} {figure:.4f}" for name, figure in peers.items()),
+        "libraries' defaults, whole documents",
+        ", ".join(f"{name} {figure:.4f}" for name, figure in peers.items()),
         f"{ours:.4f}, {len(collection.queries)} queries of {1e3 * statistics.median(seconds['z-score']):.1f} ms beside "
         "embedding; on the same chunks " + ", ".join(f"{name} {figure:.4f}" for name, figure in figures.items()),
         f"≥ {target}, own best half + .01, best peer + {above:g}",
