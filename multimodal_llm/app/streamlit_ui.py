@@ -396,7 +396,9 @@ def searching(models: dict[str, str]) -> None:
     left, right = st.columns([2, 3], gap="large")
     with left:
         own = st.radio("Where", ["The drawn gallery", "A folder of this machine"]) != "The drawn gallery"
-        name = st.text_input("Folder", max_chars=1000, placeholder="/home/me/photos").strip() if own else "gallery"
+        name = (
+            st.text_input("Folder", max_chars=1000, placeholder="where your photos are").strip() if own else "gallery"
+        )
         if st.button("Look again", help="After files were added, changed, moved or deleted."):
             st.session_state.pop("looked", None)
         if not name:

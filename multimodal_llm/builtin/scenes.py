@@ -57,6 +57,7 @@ HELD_OUT = {0: "test", 1: "validation"}  # remainders of the hash of a caption, 
 HELD_OUT_ALONE = 5  # by 5 where there is one object: there are but 84 such captions
 QUESTION_KINDS = ("count", "color", "shape", "size", "exists", "relation")
 SCENES = {"train": 6000, "validation": 500, "test": 500, "pairs": 500}  # of scene_questions
+SIDES = {"to the left of": "left", "to the right of": "right", "above": "above", "below": "below"}
 NUMBERS = ("one", "two", "three", "four")  # of rows and columns
 SUPERSAMPLING = 16  # points a pixel, along each side
 
@@ -333,8 +334,8 @@ def _relations(scene: Scene) -> Iterator[tuple[str, str]]:
 
 def _gaps(across: int, down: int) -> list[tuple[str, int]]:
     """Return what may be asked of two objects, and by how many pixels it is so: those that are clear."""
-    ways = [("to the left of", across), ("to the right of", -across), ("above", down), ("below", -down)]
-    return [(words, gap) for words, gap in ways if abs(gap) >= CELL // 2]
+    gaps = zip(SIDES, (across, -across, down, -down), strict=True)
+    return [(words, gap) for words, gap in gaps if abs(gap) >= CELL // 2]
 
 
 def all_questions(scene: Scene) -> list[SceneQuestion]:
@@ -399,7 +400,7 @@ def lessons(scene: Scene, rng: random.Random) -> list[SceneQuestion]:
     for (number, name), (second, other) in rng.sample(pairs, min(2, len(pairs))):
         (x, y), (x2, y2) = scene.centers[number], scene.centers[second]
         gaps = _gaps(x2 - x, y2 - y)
-        where = " ".join(sorted(words.split()[-2 if " " in words else 0] for words, gap in gaps if gap > 0))
+        where = " ".join(sorted(SIDES[words] for words, gap in gaps if gap > 0))
         found.append(SceneQuestion("place", f"where is the {name} from the {other}?", where))
         words, gap = rng.choice(gaps)
         found.append(SceneQuestion("relation", f"is the {name} {words} the {other}?", "yes" if gap > 0 else "no"))

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 MODULE = f"{PROJECT}.builtin.train_models"
 BUILTIN = Path(__file__).parent
 NOT_RECIPE = {"recipe": False}
-WIDTH, PATCH, LONGEST = 128, 16, 40  # width, pixels of a patch, tokens of a text
+WIDTH, PATCH, LONGEST = 128, 16, 40  # of every model here: width, pixels of a patch, tokens of a text
 SPREAD = 0.08  # standard deviation of new weights; 1 of positions
 # Words beyond those of the scenes that are one token each, so that other small pictures can be learned about too.
 MORE_WORDS = (
@@ -357,10 +357,8 @@ class Kind:
     limits: str
 
 
-ALIKE = (
-    "It knows those scenes' eight colors, six shapes and two sizes, four objects at most; of photos it knows nothing."
-)
-ALIKE = f"Objects must stand on a grid of 16 pixels. {ALIKE}"
+ALIKE = ("It knows the eight colors, six shapes and two sizes of those scenes, on a grid of 16 pixels, up to four at a "
+         "time; of photos it knows nothing.")  # fmt: skip
 KINDS = {
     "captions": Kind(blip_processor, new_captioner, caption_loss, caption_batch, 3000, 64, 2e-3, 0.02,
                      "Says what stands in a scene, from top to bottom and left to right.", ALIKE),

@@ -388,7 +388,7 @@ class TrainConfig(DataConfig):
     learning_rate: float = 5e-4
     """Highest, > 0. For models of the hub 2e-5 is usual."""
     muon: float = 0.0
-    """Learning rate of Muon, which takes the layers' matrices; 0 leaves them to AdamW. 0.006 suits small models."""
+    """Learning rate of Muon, which takes the layers' matrices; 0 leaves them to AdamW. 0.006 suits small ones."""
     flip: bool = False
     """Mirror images at random: not where questions say left and right, above and below."""
     min_count: int = 1
