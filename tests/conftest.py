@@ -60,7 +60,7 @@ def page(address: str) -> Iterator[Any]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         tab = browser.new_page(viewport={"width": 1300, "height": 1100})
-        tab.set_default_timeout(60_000)
+        tab.set_default_timeout(120_000)
         tab.goto(address)
         yield tab
         browser.close()

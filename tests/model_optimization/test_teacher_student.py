@@ -119,7 +119,7 @@ def test_a_student_of_all_layers_is_its_teacher(subject: Subject, data: Data) ->
 
 def test_a_student_learns_what_its_teacher_knows(subject: Subject, data: Data) -> None:
     student = keep_layers(subject, [0])
-    distill(subject, student, data.splits["train"], Recipe(epochs=12, batch_size=16, learning_rate=2e-3),
+    distill(subject, student, data.splits["train"], Recipe(epochs=12, batch_size=8, learning_rate=2e-3),
             Terms(alpha=1.0, hidden=0.1))  # fmt: skip
     assert accuracy(student, data) > 0.97 * accuracy(subject, data)
 
