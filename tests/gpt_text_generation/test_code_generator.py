@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -164,10 +165,15 @@ def parent_of(pid: int) -> int | None:
 def test_an_interrupt_leaves_no_process_and_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     before = children()
-    timer = threading.Timer(0.4, os.kill, [os.getpid(), 2])
+    # A shell starts what it runs in the background with the signal ignored
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    timer = threading.Timer(0.4, os.kill, [os.getpid(), signal.SIGINT])
     timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        run_tests("while True:\n    pass", SQUARE, Limits(seconds=20))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_tests("while True:\n    pass", SQUARE, Limits(seconds=20))
+    finally:
+        signal.signal(signal.SIGINT, earlier)
     assert children() == before and not list(tmp_path.iterdir())
 
 
