@@ -201,7 +201,8 @@ def check_range(name: str, value: float, low: float, high: float = float("inf"),
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    text = re.sub(r"^\[Errno -?\d+\] ", "", str(error))  # the number helps nobody
+    return " ".join(text.split()) or type(error).__name__
 
 
 def _fail(message: str, hint: str, status: int) -> NoReturn:

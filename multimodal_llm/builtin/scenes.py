@@ -41,6 +41,7 @@ SPLITS = ("train", "validation", "test", "pairs")
 SIDE, CELL = 64, 16  # pixels of a picture and of a cell of its grid
 MOST = 4  # objects
 RADIUS = {"small": 4.2, "large": 7.4}  # pixels; both fit a cell
+GROWTH = {"small": 1.2, "large": 7.6}  # pixels that radii of loose_scenes may have more
 COLORS = {
     "red": (214, 39, 40), "orange": (255, 140, 0), "yellow": (250, 220, 30), "green": (40, 160, 60),
     "cyan": (40, 205, 215), "blue": (35, 80, 220), "purple": (135, 50, 180), "pink": (255, 135, 195),
@@ -91,11 +92,13 @@ class Scene:
         objects: In reading order; no two are alike.
         centers: Of each, x and y in pixels from the top left corner.
         background: A key of :data:`BACKGROUNDS`.
+        radii: Of each, in pixels; by default :data:`RADIUS` of its size.
     """
 
     objects: tuple[SceneObject, ...]
     centers: tuple[tuple[int, int], ...]
     background: str
+    radii: tuple[float, ...] = ()
 
     @property
     def caption(self) -> str:
@@ -200,6 +203,43 @@ def _scene(rng: random.Random, split: Split, grid: bool) -> Scene:
     return Scene(tuple(objects), tuple(_centers(rng, count, grid)), rng.choice(tuple(BACKGROUNDS)))
 
 
+def loose_scenes(count: int, seed: int = 0, spread: float = 1.0) -> Iterator[Scene]:
+    """Draw scenes of split train whose one to three objects stand off the grid and are larger than usual.
+
+    A model that is to see shapes of every size anywhere learns it in steps only, from the grid outwards.
+
+    Args:
+        count: How many, >= 0.
+        seed: Of the drawing.
+        spread: In [0, 1]. At 0 objects stand on the grid and are as large as usual; at 1 they stand anywhere, small
+            ones have radii up to 5.4 pixels, and large ones up to 15.
+
+    Raises:
+        InputError: An argument is out of range.
+    """
+    check_range("count", count, 0)
+    check_range("spread", spread, 0, 1)
+    rng = random.Random(f"loose {seed} {spread}")
+    return (_loose_scene(rng, spread) for _ in range(count))
+
+
+def _loose_scene(rng: random.Random, spread: float) -> Scene:
+    while True:
+        objects = _objects(rng, rng.choice((1, 1, 2, 3)), pairs=False)
+        radii = [round(rng.uniform(RADIUS[o.size], RADIUS[o.size] + spread * GROWTH[o.size]), 1) for o in objects]
+        places = []
+        for radius in radii:
+            cell = [(rng.randrange(SIDE // CELL) + 0.5 + rng.uniform(-0.5, 0.5) * spread) * CELL for _ in "xy"]
+            x, y = (round(min(max(place, 0.8 * radius), SIDE - 0.8 * radius)) for place in cell)
+            places.append((x, y))
+        order = sorted(range(len(objects)), key=lambda i: (places[i][1] // CELL, places[i][0]))
+        objects = [objects[i] for i in order]
+        apart = all(math.dist(places[i], places[j]) > radii[i] + radii[j] for i, j in itertools.combinations(order, 2))
+        if apart and split_of(objects) == "train":
+            return Scene(tuple(objects), tuple(places[i] for i in order), rng.choice(tuple(BACKGROUNDS)),
+                         tuple(radii[i] for i in order))  # fmt: skip
+
+
 # --- Pictures ---------------------------------------------------------------------------------------------------------
 
 
@@ -228,11 +268,11 @@ def _turned(corner: tuple[float, float], quarters: int) -> tuple[float, float]:
 
 
 @functools.cache
-def _mask(shape: str, size: str) -> Image:
-    """Return how much of each pixel of a cell a shape covers, 0-255: drawn large, then averaged."""
+def _mask(shape: str, radius: float) -> Image:
+    """Return how much of each pixel around it a shape covers, 0-255: drawn large, then averaged."""
     from PIL import Image, ImageDraw
 
-    large, radius = CELL * SUPERSAMPLING, RADIUS[size] * SUPERSAMPLING
+    large, radius = CELL * math.ceil(2.16 * radius / CELL) * SUPERSAMPLING, radius * SUPERSAMPLING
     mask = Image.new("L", (large, large), 0)
     pen = ImageDraw.Draw(mask)
     middle = large / 2
@@ -257,8 +297,10 @@ def _backdrop(background: str) -> Image:
 def render(scene: Scene) -> Image:
     """Draw a scene: RGB, 64 × 64, with smooth edges."""
     picture = _backdrop(scene.background).copy()
-    for one, (x, y) in zip(scene.objects, scene.centers, strict=True):
-        picture.paste(COLORS[one.color], (x - CELL // 2, y - CELL // 2), _mask(one.shape, one.size))
+    radii = scene.radii or tuple(RADIUS[one.size] for one in scene.objects)
+    for one, (x, y), radius in zip(scene.objects, scene.centers, radii, strict=True):
+        mask = _mask(one.shape, radius)
+        picture.paste(COLORS[one.color], (x - mask.width // 2, y - mask.height // 2), mask)
     return picture
 
 

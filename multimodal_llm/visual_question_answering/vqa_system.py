@@ -18,6 +18,7 @@ import json
 import logging
 import math
 import sys
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -132,13 +133,18 @@ class Answerer:
             top_k: Candidates that are returned.
 
         Raises:
-            InputError: A question is empty, or none of the candidates is known to a ViLT.
+            InputError: A question is empty or in a script that the model can't read, or none of the candidates is known
+                to a ViLT.
         """
         import torch
 
         which = list(range(len(questions))) if image_of is None else list(image_of)
-        if not all(question.strip() for question in questions):
-            raise InputError("question must not be empty.")
+        for question in questions:
+            if not question.strip():
+                raise InputError("question must not be empty.")
+            if not self.reads(question):
+                raise InputError(f"The model can't read {textwrap.shorten(question, 80)!r}.",
+                                 hint="ask in the language that it was trained in, which is English")  # fmt: skip
         if not questions:
             return []
         with torch.inference_mode():
@@ -146,6 +152,11 @@ class Answerer:
                 return self._choose([images[i] for i in which], questions, candidates, top_k)
             asked, mask = self._read(images, questions, which)
             return self._rank(asked, mask, candidates, top_k) if candidates else self._write(asked, mask, num_beams)
+
+    def reads(self, question: str) -> bool:
+        """Say whether the tokenizer knows most of a question; of Chinese, one for English sees nothing at all."""
+        tokens = self.processor.tokenizer.tokenize(question)
+        return 2 * tokens.count(self.processor.tokenizer.unk_token) < len(tokens)
 
     def _read(self, images: Sequence[Image], questions: Sequence[str], which: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return what BLIP's encoder makes of each question before its image, (Q, T, C), and its mask (Q, T)."""
@@ -260,8 +271,12 @@ def answer_records(
                     for _ in group:
                         skipped.add("the image can't be opened", error.args[0])
                     continue
-                asked += group
-                which += [len(images) - 1] * len(group)
+                for record in group:
+                    if answerer.reads(record.question):
+                        asked.append(record)
+                        which.append(len(images) - 1)
+                    else:
+                        skipped.add("the model can't read the question", record.question)
             questions = [record.question for record in asked]
             made = answerer.answer(images, questions, image_of=which, candidates=candidates, num_beams=num_beams)
             yield from zip(asked, made, strict=True)

@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from multimodal_llm.visual_question_answering import vqa_system
-from multimodal_llm.visual_question_answering.data_loader import DataConfig, QuestionPrior, load_vqa
+from multimodal_llm.visual_question_answering.data_loader import (
+    DataConfig,
+    QuestionPrior,
+    Skipped,
+    VQARecord,
+    load_vqa,
+)
 from multimodal_llm.visual_question_answering.vqa_system import (
     MODULE,
     Answerer,
@@ -139,6 +145,16 @@ def test_models_of_other_kinds_and_empty_questions_are_refused(blip: str, tmp_pa
         Answerer(model.model, model.processor)
     with pytest.raises(InputError, match="question must not be empty"):
         load_answerer(blip).answer([noise(1)], [" "])
+
+
+def test_a_question_in_a_script_that_the_model_cannot_read_is_refused_and_left_out_of_many(blip: str) -> None:
+    answerer = load_answerer(blip)
+    with pytest.raises(InputError, match="can't read '有几个圆形？'"):
+        answerer.answer([noise(1)], ["有几个圆形？"])
+    skipped = Skipped()
+    records = [VQARecord("1", noise(1), "a", text, {"2": 1}, "number") for text in ("how many?", "有几个圆形？")]
+    assert [record.question for record, _ in vqa_system.answer_records(answerer, records, skipped)] == ["how many?"]
+    assert "1 left out, the model can't read the question: 有几个圆形？" in str(skipped)
 
 
 # --- Training ---------------------------------------------------------------------------------------------------------

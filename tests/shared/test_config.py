@@ -256,7 +256,7 @@ def test_wrong_input_is_one_line_that_names_it(
             2,
             ["error: This needs the package 'wandb'.", 'hint: pip install "llm-roadmap[track]"'],
         ),
-        (FileNotFoundError(2, "No such file", "x.txt"), 1, ["error: [Errno 2] No such file: 'x.txt'"]),
+        (FileNotFoundError(2, "No such file", "x.txt"), 1, ["error: No such file: 'x.txt'"]),
         (OSError("line\nbreak"), 1, ["error: line break"]),
         (OSError(), 1, ["error: OSError"]),
         (
