@@ -719,8 +719,8 @@ class GenerateConfig(ModelConfig):
     """The prompt; by default each line of standard input is one."""
     strategy: Strategy = "nucleus"
     """greedy, penalized, beam_search, sampling, top_k, nucleus, min_p or typical."""
-    stop: list[str] = field(default_factory=list)
-    """Texts end before the first of these."""
+    stop: list[str] = field(default_factory=list, metadata={"whole": True})
+    """Texts end before the first of these; each with a flag of its own."""
     samples: int = 1
     """Texts for each prompt, >= 1."""
     stream: bool = True

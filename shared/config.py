@@ -140,26 +140,39 @@ def parse(
 
 
 def _single_items(config_class: type, arguments: Sequence[str]) -> list[str]:
-    """Write a list flag's values as YAML wants them: ``--seeds 3``, ``--seeds 0,1``, ``--input "a, b.txt"``."""
+    """Write a list flag's values as YAML wants them: ``--seeds 3``, ``--seeds 0,1``, ``--input "a, b.txt"``.
+
+    A flag that comes again adds to the list. Commas don't divide a field whose metadata says ``{"whole": True}``.
+    """
     hints = typing.get_type_hints(config_class)
     lists = {f"--{name}": hint for name, hint in hints.items() if typing.get_origin(hint) is list}
+    whole = {f"--{field.name}" for field in dataclasses.fields(config_class) if field.metadata.get("whole")}
     mended: list[str] = []
-    for argument in arguments:
+    seen: set[str] = set()
+    rest = iter(arguments)
+    for argument in rest:
         name, equals, value = argument.partition("=")
-        if equals and name in lists:
-            argument = f"{name}={_as_list(value, lists[name])}"
-        elif mended and mended[-1] in lists and not argument.startswith("--"):
-            argument = _as_list(argument, lists[mended[-1]])
-        mended.append(argument)
+        if name not in lists:
+            mended.append(argument)
+            continue
+        if not equals:
+            value = next(rest, "--")
+            if value.startswith("--"):  # the value is missing, which is the parser's to say
+                mended += [name, *([value] if value != "--" else [])]
+                continue
+        mended.append(f"{name}{'+' if name in seen else ''}={_as_list(value, lists[name], name in whole)}")
+        seen.add(name)
     return mended
 
 
-def _as_list(value: str, hint: Any) -> str:
+def _as_list(value: str, hint: Any, whole: bool) -> str:
     if hint == list[str] and os.path.exists(value):
         return json.dumps([value])  # a file's name may hold commas and brackets
     if value.startswith("["):
         return value
-    return json.dumps(list(filter(None, map(str.strip, value.split(","))))) if hint == list[str] else f"[{value}]"
+    if hint != list[str]:
+        return f"[{value}]"
+    return json.dumps([value] if whole else list(filter(None, map(str.strip, value.split(",")))))
 
 
 def config_class_of(command: Command) -> type:

@@ -132,7 +132,24 @@ class Lists:
 
     seeds: list[int] = field(default_factory=lambda: [0])
     models: list[str] = field(default_factory=list)
+    questions: list[str] = field(default_factory=lambda: ["why?"], metadata={"whole": True})
     text: str = ""
+
+
+def test_a_flag_that_comes_again_adds_to_the_list() -> None:
+    config = parse(Lists, ["--models", "a,b", "--seeds=1", "--models=c", "--seeds", "2,3"], "python -m p.m c")
+    assert (config.models, config.seeds) == (["a", "b", "c"], [1, 2, 3])
+
+
+def test_commas_do_not_divide_a_question() -> None:
+    config = parse(Lists, ["--questions", "red, or blue?", "--questions", '["a?", "b, c?"]'], "python -m p.m c")
+    assert config.questions == ["red, or blue?", "a?", "b, c?"]
+
+
+def test_a_list_flag_without_a_value_is_told() -> None:
+    for arguments in (["--models"], ["--models", "--seeds", "1"]):
+        with pytest.raises(InputError, match="models"):
+            parse(Lists, arguments, "python -m p.m c")
 
 
 def test_a_file_may_have_commas_and_brackets_in_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
