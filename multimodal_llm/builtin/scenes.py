@@ -203,29 +203,32 @@ def _scene(rng: random.Random, split: Split, grid: bool) -> Scene:
     return Scene(tuple(objects), tuple(_centers(rng, count, grid)), rng.choice(tuple(BACKGROUNDS)))
 
 
-def loose_scenes(count: int, seed: int = 0, spread: float = 1.0) -> Iterator[Scene]:
-    """Draw scenes of split train whose one to three objects stand off the grid and are larger than usual.
+def loose_scenes(split: Split, count: int, seed: int = 0, spread: float = 1.0) -> Iterator[Scene]:
+    """Draw scenes of a split whose one to three objects stand off the grid and are larger than usual.
 
     A model that is to see shapes of every size anywhere learns it in steps only, from the grid outwards.
 
     Args:
+        split: As of :func:`scenes`.
         count: How many, >= 0.
         seed: Of the drawing.
         spread: In [0, 1]. At 0 objects stand on the grid and are as large as usual; at 1 they stand anywhere, small
             ones have radii up to 5.4 pixels, and large ones up to 15.
 
     Raises:
-        InputError: An argument is out of range.
+        InputError: There is no such split, or a number is out of range.
     """
+    if split not in SPLITS:
+        raise InputError(f"split must be one of {', '.join(SPLITS)}. Got {split!r}.")
     check_range("count", count, 0)
     check_range("spread", spread, 0, 1)
     rng = random.Random(f"loose {seed} {spread}")
-    return (_loose_scene(rng, spread) for _ in range(count))
+    return (_loose_scene(rng, split, spread) for _ in range(count))
 
 
-def _loose_scene(rng: random.Random, spread: float) -> Scene:
+def _loose_scene(rng: random.Random, split: Split, spread: float) -> Scene:
     while True:
-        objects = _objects(rng, rng.choice((1, 1, 2, 3)), pairs=False)
+        objects = _objects(rng, rng.choice((1, 1, 2, 3)), split == "pairs")
         radii = [round(rng.uniform(RADIUS[o.size], RADIUS[o.size] + spread * GROWTH[o.size]), 1) for o in objects]
         places = []
         for radius in radii:
@@ -235,7 +238,7 @@ def _loose_scene(rng: random.Random, spread: float) -> Scene:
         order = sorted(range(len(objects)), key=lambda i: (places[i][1] // CELL, places[i][0]))
         objects = [objects[i] for i in order]
         apart = all(math.dist(places[i], places[j]) > radii[i] + radii[j] for i, j in itertools.combinations(order, 2))
-        if apart and split_of(objects) == "train":
+        if apart and split_of(objects) == split:
             return Scene(tuple(objects), tuple(places[i] for i in order), rng.choice(tuple(BACKGROUNDS)),
                          tuple(radii[i] for i in order))  # fmt: skip
 

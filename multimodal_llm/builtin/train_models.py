@@ -2,14 +2,16 @@
 
     python -m multimodal_llm.builtin.train_models train --model captions --threads 1
     python -m multimodal_llm.builtin.train_models train --model vqa --threads 1      # begins with the eyes of captions
-    python -m multimodal_llm.builtin.train_models train --model clip --threads 1     # likewise
+    python -m multimodal_llm.builtin.train_models train --model grid --threads 1     # not shipped; for the next one
+    python -m multimodal_llm.builtin.train_models train --model clip --threads 1     # begins with the eyes of grid
     python -m multimodal_llm.builtin.train_models evaluate --model vqa
 
 Architectures are transformers' own ``BlipForConditionalGeneration``, ``BlipForQuestionAnswering`` and ``CLIPModel``, of
-width 128 on patches of 16 pixels. A step's scenes are drawn when it comes and never come again. What had to be found:
-BLIP's vision tower starts with weights of 1e-10 unless told otherwise, and learns nothing; positions that start as
-small as the other weights are not told apart, so that every object seems to be everywhere; the answerer wants a third
-of the captioner's learning rate, and questions of where things are, else it never learns how they lie to each other.
+width 128, on patches of 8 pixels and CLIP of 16. A step's scenes are drawn when it comes and never come again. What had
+to be found: BLIP's vision tower starts with weights of 1e-10 unless told otherwise, and learns nothing; positions that
+start as small as the other weights are not told apart, so that every object seems to be everywhere; objects of any size
+at any place are learned on small patches, and from the grid outwards; an answerer needs questions of where things are,
+else it never learns how they lie to each other.
 """
 
 from __future__ import annotations
@@ -33,7 +35,12 @@ from multimodal_llm.clip_applications.zero_shot_classification import load_clip
 from multimodal_llm.image_captioning import blip_model
 from multimodal_llm.image_captioning.blip_model import CHECKPOINT, PROJECT, Recipe, caption_loss, fit, padded_ids
 from multimodal_llm.visual_question_answering import vqa_system
-from multimodal_llm.visual_question_answering.data_loader import DataConfig, QuestionPrior, load_vqa
+from multimodal_llm.visual_question_answering.data_loader import (
+    DataConfig,
+    QuestionPrior,
+    VQARecord,
+    load_vqa,
+)
 from multimodal_llm.visual_question_answering.vqa_system import answer_batch, answer_loss, heed_padding
 from shared.config import check_range, command_line, run_commands
 from shared.errors import InputError
@@ -46,7 +53,9 @@ if TYPE_CHECKING:
 MODULE = f"{PROJECT}.builtin.train_models"
 BUILTIN = Path(__file__).parent
 NOT_RECIPE = {"recipe": False}
-WIDTH, PATCH, LONGEST = 128, 16, 40  # of every model here: width, pixels of a patch, tokens of a text
+WIDTH, LONGEST = 128, 40  # of every model here: width, tokens of a text
+PATCH, GRID_PATCH = 8, 16  # pixels; the larger one is four times as fast and sees only what stands on the grid
+LOOSE_FROM, LOOSE_TO = 100, 1300  # steps of the captioner, in which objects leave the grid
 SPREAD = 0.08  # standard deviation of new weights; 1 of positions
 # Words beyond those of the scenes that are one token each, so that other small pictures can be learned about too.
 MORE_WORDS = (
@@ -85,12 +94,12 @@ def blip_processor() -> Any:
     return BlipProcessor(images, tokenizer)
 
 
-def _blip_config(tokenizer: Any, vision_layers: int, text_layers: int) -> Any:
+def _blip_config(tokenizer: Any, vision_layers: int, text_layers: int, patch: int = PATCH) -> Any:
     from transformers import BlipConfig
 
     ids = tokenizer.convert_tokens_to_ids
     vision = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": vision_layers,
-              "num_attention_heads": 4, "image_size": SIDE, "patch_size": PATCH,
+              "num_attention_heads": 4, "image_size": SIDE, "patch_size": patch,
               "initializer_range": SPREAD}  # fmt: skip
     text = {"vocab_size": len(tokenizer), "hidden_size": WIDTH, "encoder_hidden_size": WIDTH,
             "intermediate_size": 4 * WIDTH, "num_hidden_layers": text_layers, "num_attention_heads": 4,
@@ -110,19 +119,27 @@ def _positions_apart(model: Any) -> None:
                 weight.normal_(0, 1)
 
 
-def new_captioner(processor: Any, seed: int) -> Any:
+def new_captioner(processor: Any, seed: int, patch: int = PATCH) -> Any:
     """Return an untrained ``BlipForConditionalGeneration`` of 1.4 million weights."""
     import torch
     from transformers import BlipForConditionalGeneration
 
     torch.manual_seed(seed)
-    model = BlipForConditionalGeneration(_blip_config(processor.tokenizer, 4, 2))
+    model = BlipForConditionalGeneration(_blip_config(processor.tokenizer, 4, 2, patch))
     _positions_apart(model)
     return model
 
 
-def taught_captioner() -> Any:
-    """Return ``builtin:captions``, which the other two begin with.
+def place_of(name: str) -> Path:
+    """Return the folder where a model of :data:`KINDS` lies by default: in the package, if it is shipped."""
+    return BUILTIN / name if KINDS[name].shipped else OUTPUTS / PROJECT / "models" / name
+
+
+def taught_captioner(name: str) -> Any:
+    """Return the captioner that another model begins with.
+
+    Args:
+        name: ``captions`` or ``grid``.
 
     Raises:
         InputError: It is not trained yet.
@@ -130,10 +147,10 @@ def taught_captioner() -> Any:
     import torch
     from transformers import BlipForConditionalGeneration
 
-    folder = BUILTIN / "captions"
+    folder = place_of(name)
     if not (folder / "model.safetensors").exists():
-        raise InputError("builtin:captions is not there, whose eyes this model begins with.",
-                         hint=f"python -m {MODULE} train --model captions")  # fmt: skip
+        raise InputError(f"{folder} is not there, whose eyes this model begins with.",
+                         hint=f"python -m {MODULE} train --model {name}")  # fmt: skip
     return BlipForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
 
 
@@ -144,7 +161,7 @@ def new_answerer(processor: Any, seed: int) -> Any:
 
     torch.manual_seed(seed)
     model = BlipForQuestionAnswering(_blip_config(processor.tokenizer, 4, 3))
-    model.vision_model.load_state_dict(taught_captioner().vision_model.state_dict())
+    model.vision_model.load_state_dict(taught_captioner("captions").vision_model.state_dict())
     return heed_padding(model)
 
 
@@ -175,22 +192,28 @@ def clip_processor() -> Any:
     return CLIPProcessor(images, tokenizer)
 
 
-def new_clip(processor: Any, seed: int) -> Any:
-    """Return a ``CLIPModel`` of 1.6 million weights that sees with the eyes of ``builtin:captions``."""
+def untrained_clip(processor: Any, seed: int) -> Any:
+    """Return a ``CLIPModel`` of 1.6 million weights that has learned nothing."""
     import torch
     from transformers import CLIPConfig, CLIPModel
 
     torch.manual_seed(seed)
     tokenizer = processor.tokenizer
     both = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4}
-    vision = both | {"num_hidden_layers": 4, "image_size": SIDE, "patch_size": PATCH, "hidden_act": "gelu"}
+    vision = both | {"num_hidden_layers": 4, "image_size": SIDE, "patch_size": GRID_PATCH, "hidden_act": "gelu"}
     text = both | {"num_hidden_layers": 3, "vocab_size": len(tokenizer), "max_position_embeddings": LONGEST,
                    "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
                    "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
     model = CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=WIDTH))
     _positions_apart(model)
     torch.nn.init.normal_(model.text_model.embeddings.token_embedding.weight)  # 0.02 would drown in the positions
-    borrow_eyes(model, taught_captioner().vision_model)
+    return model
+
+
+def new_clip(processor: Any, seed: int) -> Any:
+    """Return a ``CLIPModel`` that sees with the eyes of ``grid``."""
+    model = untrained_clip(processor, seed)
+    borrow_eyes(model, taught_captioner("grid").vision_model)
     return model
 
 
@@ -235,13 +258,26 @@ def _drawn(seed: int, number: int, count: int) -> tuple[list[Scene], random.Rand
     return list(scenes.scenes("train", count, its)), random.Random(its)
 
 
-def caption_batch(tokenizer: Any, seed: int, size: int, number: int) -> dict[str, Tensor]:
+def _captioned(tokenizer: Any, drawn: Sequence[Scene], rng: random.Random) -> dict[str, Tensor]:
     """Return pixel values, ids and mask: four of five captions are the canonical one, others say the same."""
-    drawn, rng = _drawn(seed, number, size)
     texts = [scene.caption if rng.random() < 0.8 else rng.choice(scenes.captions(scene)[1:3]) for scene in drawn]
     first = tokenizer.convert_tokens_to_ids("[DEC]")
     input_ids, attention_mask = padded_ids(tokenizer, texts, first, LONGEST)
     return {"pixel_values": pixels(drawn), "input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def caption_batch(tokenizer: Any, seed: int, size: int, number: int) -> dict[str, Tensor]:
+    """Return scenes with captions, half of them loose: objects leave the grid from step to step, for most of them."""
+    drawn, _ = _drawn(seed, number, size - size // 2)
+    its = seed * 10_000_019 + number + 1
+    rng = random.Random(its + 76)
+    spread = min(1.0, max(0.0, (number - LOOSE_FROM) / (LOOSE_TO - LOOSE_FROM))) * rng.choice((1, 1, 1, rng.random()))
+    return _captioned(tokenizer, [*drawn, *scenes.loose_scenes("train", size // 2, its, spread)], rng)
+
+
+def grid_caption_batch(tokenizer: Any, seed: int, size: int, number: int) -> dict[str, Tensor]:
+    """Return scenes with captions, all on the grid."""
+    return _captioned(tokenizer, *_drawn(seed, number, size))
 
 
 def variant(scene: Scene, rng: random.Random) -> Scene:
@@ -316,10 +352,16 @@ def contrastive_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
 
 
 def question_batch(tokenizer: Any, seed: int, size: int, number: int) -> dict[str, Tensor]:
-    """Return what :func:`vqa_system.answer_loss` takes: of each scene, four questions as are measured, and lessons."""
-    drawn, rng = _drawn(seed, number, size)
+    """Return what :func:`vqa_system.answer_loss` takes: of each scene four questions as are measured.
+
+    Five of seven scenes stand on the grid, and of those there are lessons too; the others are loose.
+    """
+    loose = 2 * size // 7
+    drawn, rng = _drawn(seed, number, size - loose)
     rows = [(i, one) for i, scene in enumerate(drawn)
             for one in scenes.questions(scene, rng, 4) + scenes.lessons(scene, rng)]  # fmt: skip
+    drawn += scenes.loose_scenes("train", loose, rng.randrange(2**31), rng.choice((1, 1, 1, rng.random())))
+    rows += [(i, one) for i in range(size - loose, size) for one in scenes.questions(drawn[i], rng, 4)]
     return answer_batch(tokenizer, pixels(drawn), [i for i, _ in rows], [one.question for _, one in rows],
                         [one.answer for _, one in rows], first=tokenizer.convert_tokens_to_ids("[DEC]"),
                         longest=LONGEST)  # fmt: skip
@@ -330,7 +372,7 @@ def question_batch(tokenizer: Any, seed: int, size: int, number: int) -> dict[st
 
 @dataclass(frozen=True)
 class Kind:
-    """One of the three models: how it is made, what it learns from, and what its card says.
+    """One of the models: how it is made, what it learns from, and what its card says.
 
     Attributes:
         processor: Makes its processor.
@@ -343,6 +385,8 @@ class Kind:
         muon: Of the layers' matrices, by Muon.
         what: One sentence.
         limits: What it can't.
+        eyes: Name of the captioner that it begins with, if any.
+        shipped: Whether it lies in the package.
     """
 
     processor: Callable[[], Any]
@@ -355,18 +399,26 @@ class Kind:
     muon: float
     what: str
     limits: str
+    eyes: str = ""
+    shipped: bool = True
 
 
-ALIKE = ("It knows the eight colors, six shapes and two sizes of those scenes, on a grid of 16 pixels, up to four at a "
-         "time; of photos it knows nothing.")  # fmt: skip
+ON_GRID = ("It knows the eight colors, six shapes and two sizes of those scenes, on a grid of 16 pixels, up to four at "
+           "a time; of photos it knows nothing.")  # fmt: skip
+ANYWHERE = ("It knows the eight colors, six shapes and two sizes of those scenes, up to four objects on a grid of 16 "
+            "pixels or up to three anywhere; of photos it knows nothing.")  # fmt: skip
 KINDS = {
-    "captions": Kind(blip_processor, new_captioner, caption_loss, caption_batch, 3000, 64, 2e-3, 0.02,
-                     "Says what stands in a scene, from top to bottom and left to right.", ALIKE),
-    "vqa": Kind(blip_processor, new_answerer, answer_loss, question_batch, 1500, 20, 1e-3, 0.006,
+    "captions": Kind(blip_processor, new_captioner, caption_loss, caption_batch, 2400, 64, 1e-3, 0.006,
+                     "Says what stands in a scene, from top to bottom and left to right.", ANYWHERE),
+    "vqa": Kind(blip_processor, new_answerer, answer_loss, question_batch, 1500, 28, 1e-3, 0.006,
                 "Answers questions about scenes: how many, which color, shape or size, is there, and where.",
-                ALIKE),
+                ANYWHERE, eyes="captions"),
+    "grid": Kind(blip_processor, lambda processor, seed: new_captioner(processor, seed, GRID_PATCH), caption_loss,
+                 grid_caption_batch, 3000, 64, 2e-3, 0.02, "Says what stands on the grid, and is CLIP's beginning.",
+                 ON_GRID, shipped=False),
     "clip": Kind(clip_processor, new_clip, contrastive_loss, clip_batch, 2600, 128, 2e-3, 0.02,
-                 "Says how well a text goes with a scene, for search and for classes without training.", ALIKE),
+                 "Says how well a text goes with a scene, for search and for classes without training.", ON_GRID,
+                 eyes="grid"),
 }  # fmt: skip
 
 
@@ -374,8 +426,8 @@ KINDS = {
 class TrainConfig:
     """Train one of the embedded models, and put it in its place."""
 
-    model: Literal["captions", "vqa", "clip"] = "captions"
-    """Which one."""
+    model: Literal["captions", "vqa", "grid", "clip"] = "captions"
+    """Which one; grid is a captioner that is not shipped, and clip begins with its eyes."""
     steps: int = 0
     """Steps; 0 is as many as the shipped one had."""
     batch_size: int = 0
@@ -385,7 +437,7 @@ class TrainConfig:
     muon: float = 0
     """Of the layers' matrices, by Muon; 0 is what the shipped one had."""
     output: str = field(default="", metadata=NOT_RECIPE)
-    """Folder of the model; by default its place in the package."""
+    """Folder of the model; by default its place in the package, of grid outputs/multimodal_llm/models/grid."""
     seed: int = field(default=0, metadata=NOT_RECIPE)
     """Of weights and scenes."""
     threads: int = field(default=0, metadata=NOT_RECIPE)
@@ -427,7 +479,7 @@ def train(config: TrainConfig) -> None:
     fit(model, kind.loss, lambda number: kind.batch(processor.tokenizer, config.seed, size, number), recipe,
         run.folder, tracking=config.tracking, what=config.model)  # fmt: skip
     seconds = time.monotonic() - started  # of a run that was stopped, since it went on
-    folder = Path(config.output) if config.output else BUILTIN / config.model
+    folder = Path(config.output) if config.output else place_of(config.model)
     model.to(torch.bfloat16).save_pretrained(folder)  # half the size, and nothing measurable lost
     processor.save_pretrained(folder)
     metrics = figures(config.model, folder)
@@ -442,13 +494,13 @@ def train(config: TrainConfig) -> None:
 def card(config: TrainConfig, metrics: dict[str, float], seconds: float, weights: int) -> str:
     """Write the model card."""
     kind = KINDS[config.model]
-    name = {"captions": "BlipForConditionalGeneration", "vqa": "BlipForQuestionAnswering", "clip": "CLIPModel"}
-    eyes = " It began with the vision tower of `builtin:captions`." if config.model != "captions" else ""
+    name = {"vqa": "BlipForQuestionAnswering", "clip": "CLIPModel"}.get(config.model, "BlipForConditionalGeneration")
+    eyes = f" It began with the vision tower of `{kind.eyes}`." if kind.eyes else ""
     rows = "".join(f"| {what} | {value:.4g} |\n" for what, value in metrics.items())
     size, steps = config.batch_size or kind.size, config.steps or kind.steps
     return f"""# builtin:{config.model}
 
-{kind.what} transformers' `{name[config.model]}`, {weights / 1e6:.2f} million weights, pictures of 64 × 64.{eyes}
+{kind.what} transformers' `{name}`, {weights / 1e6:.2f} million weights, pictures of 64 × 64.{eyes}
 
 - **Rebuild:** `{command_line(MODULE, "train", config)} --threads {config.threads}`
 - **Data:** `scenes.py`, {steps:,} steps of {size} scenes of split train, drawn anew; nothing that people made.
@@ -464,19 +516,27 @@ def card(config: TrainConfig, metrics: dict[str, float], seconds: float, weights
 
 
 def figures(name: str, folder: Path | None = None) -> dict[str, float]:
-    """Measure a model on scenes that it has not learned from: what its own ``evaluate`` measures."""
-    place = str(folder) if folder else f"builtin:{name}"
-    if name == "captions":
-        found = {}
-        for split in ("test", "pairs"):
-            rows = blip_model.load_captioned("builtin:scenes", split=split)
-            its, _ = blip_model.measure(blip_model.load_captioner(place).caption, rows, 64, objects=True)
+    """Measure a model on scenes that it has not learned from: what its own ``evaluate`` measures, and loose ones."""
+    place = str(folder or place_of(name))
+    loose = list(scenes.loose_scenes("test", 300))
+    if name in ("captions", "grid"):
+        rows = {split: blip_model.load_captioned("builtin:scenes", split=split) for split in ("test", "pairs")}
+        rows["anywhere"] = [blip_model.CaptionedImage(str(i), scenes.SceneImage(scene), (scene.caption,))
+                            for i, scene in enumerate(loose)]  # fmt: skip
+        found, captioner = {}, blip_model.load_captioner(place)
+        for split, its_rows in rows.items():
+            its, _ = blip_model.measure(captioner.caption, its_rows, 64, objects=True)
             found |= {f"{what}, {split}": its[what] for what in ("exact", "object F1", "CIDEr-D")}
         return found
     if name == "vqa":
-        splits = load_vqa(DataConfig()).splits
-        prior = QuestionPrior(splits["train"])
-        return vqa_system.measure(vqa_system.load_answerer(place), splits["test"], prior)[0]
+        splits, answerer = load_vqa(DataConfig()).splits, vqa_system.load_answerer(place)
+        asked, rng = [], random.Random(0)
+        for i, scene in enumerate(loose):
+            asked += [VQARecord(f"{i} {one.question}", scenes.SceneImage(scene), str(i), one.question, {one.answer: 1},
+                                one.kind) for one in scenes.questions(scene, rng, 4)]  # fmt: skip
+        anywhere, _ = vqa_system.measure(answerer, asked, None)
+        found, _ = vqa_system.measure(answerer, splits["test"], QuestionPrior(splits["train"]))
+        return found | {"accuracy anywhere": anywhere["accuracy"]}
     encoder = load_clip(place)
     return image_search.scene_recall(encoder) | zero_shot_classification.scene_accuracy(encoder)
 
@@ -485,7 +545,7 @@ def figures(name: str, folder: Path | None = None) -> dict[str, float]:
 class EvaluateConfig:
     """Measure an embedded model on scenes that it has not learned from."""
 
-    model: Literal["captions", "vqa", "clip"] = "captions"
+    model: Literal["captions", "vqa", "grid", "clip"] = "captions"
     """Which one."""
     folder: str = ""
     """Where it lies; by default its place in the package."""

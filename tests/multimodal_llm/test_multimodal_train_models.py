@@ -17,6 +17,7 @@ from multimodal_llm.builtin.train_models import (
     MODULE,
     blip_processor,
     borrow_eyes,
+    caption_batch,
     clip_batch,
     clip_processor,
     contrastive_loss,
@@ -26,9 +27,11 @@ from multimodal_llm.builtin.train_models import (
     taught_captioner,
     train,
     true_of,
+    untrained_clip,
     variant,
 )
 from shared.config import run_commands
+from shared.errors import InputError
 
 seeds = st.integers(0, 10**6)
 
@@ -108,11 +111,11 @@ def test_the_contrastive_loss_is_clips_own_where_no_other_caption_is_right() -> 
             assert float(contrastive_loss(model, batch)) < float(plain)
 
 
-def test_clip_begins_with_the_attention_of_the_captioner() -> None:
+def test_clip_begins_with_the_attention_of_its_captioner() -> None:
     import torch
 
-    taught = taught_captioner().vision_model
-    model = KINDS["clip"].model(clip_processor(), 0)
+    taught = KINDS["grid"].model(blip_processor(), 0).vision_model
+    model = untrained_clip(clip_processor(), 1)
     borrow_eyes(model, taught)
     x = torch.randn(2, 5, 128)
     for mine, its in zip(model.vision_model.encoder.layers, taught.encoder.layers, strict=True):
@@ -125,6 +128,29 @@ def test_clip_begins_with_the_attention_of_the_captioner() -> None:
     assert torch.allclose(seen, own, atol=1e-4)
 
 
+def test_an_answerer_begins_with_the_eyes_of_the_captioner_and_clip_says_when_its_own_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    eyes, taught = KINDS["vqa"].model(blip_processor(), 0).vision_model, taught_captioner("captions").vision_model
+    assert all((mine == its).all() for mine, its in zip(eyes.parameters(), taught.parameters(), strict=True))
+    with pytest.raises(InputError, match="grid") as raised:
+        KINDS["clip"].model(clip_processor(), 0)
+    assert raised.value.hint == f"python -m {MODULE} train --model grid"
+
+
+def test_captions_leave_the_grid_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, spreads, plain = blip_processor().tokenizer, [], scenes.loose_scenes
+    monkeypatch.setattr(scenes, "loose_scenes",
+                        lambda *its: spreads.append(its[3]) or plain(*its))  # type: ignore[func-returns-value]  # fmt: skip
+    sizes = [
+        len(caption_batch(tokenizer, 0, 5, number)["input_ids"]) for number in (0, *range(700, 720), *range(1300, 1320))
+    ]
+    assert sizes == [5] * 41
+    assert spreads[0] == 0 and 0.5 < max(spreads[1:21]) < 0.52 and max(spreads[21:]) == 1
+    assert min(spreads[21:]) < 1  # what was learned first comes again
+
+
 def test_blip_does_not_start_dead() -> None:
     import torch
 
@@ -135,7 +161,7 @@ def test_blip_does_not_start_dead() -> None:
     assert float((seen[0] - seen[1]).abs().mean()) > 0.05
 
 
-@pytest.mark.parametrize("name", sorted(KINDS))
+@pytest.mark.parametrize("name", sorted(name for name, kind in KINDS.items() if kind.shipped))
 def test_a_shipped_model_is_small_safe_and_has_a_card_with_its_command(name: str) -> None:
     folder = BUILTIN / name
     assert sum(path.stat().st_size for path in folder.iterdir()) < 10_000_000
@@ -146,7 +172,7 @@ def test_a_shipped_model_is_small_safe_and_has_a_card_with_its_command(name: str
 
 def test_training_makes_a_model_with_its_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    flags = ["train", "--model", "clip", "--steps", "2", "--batch_size", "8", "--output", "made", "--run", "t"]
+    flags = ["train", "--model", "vqa", "--steps", "2", "--batch_size", "8", "--output", "made", "--run", "t"]
     monkeypatch.setattr(train_models, "figures", lambda name, folder: {"recall": 0.5})
     for arguments, status in [(flags, 0), (["train", "--resume", "true"], 2), (["train", "--model", "x"], 2)]:
         with pytest.raises(SystemExit) as exit_:

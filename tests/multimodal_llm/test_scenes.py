@@ -25,6 +25,7 @@ from multimodal_llm.builtin.scenes import (  # noqa: E402
     all_questions,
     captions,
     lessons,
+    loose_scenes,
     parse_caption,
     questions,
     render,
@@ -55,6 +56,41 @@ def test_every_shape_and_size_looks_different() -> None:
         for shape in SHAPES
     }
     assert len(seen) == 2 * len(SHAPES)
+
+
+def test_loose_scenes_leave_the_grid_grow_and_never_overlap() -> None:
+    tight, loose = (list(loose_scenes("train", 200, 1, spread)) for spread in (0.0, 1.0))
+    assert all(x % CELL == y % CELL == CELL // 2 for scene in tight for x, y in scene.centers)
+    assert len({(x % CELL, y % CELL) for scene in loose for x, y in scene.centers}) > 150
+    for scene in tight + loose:
+        assert split_of(scene.objects) == "train" and 1 <= len(scene.objects) <= 3
+        for one, radius, (x, y) in zip(scene.objects, scene.radii, scene.centers, strict=True):
+            assert (4.2 <= radius <= 5.4) if one.size == "small" else (7.4 <= radius <= 15)
+            assert min(x, y, 64 - x, 64 - y) > 0.7 * radius - 1
+        rows = [(y // CELL, x) for x, y in scene.centers]
+        assert rows == sorted(rows)
+        for i, (x, y) in enumerate(scene.centers):
+            for j in range(i):
+                x2, y2 = scene.centers[j]
+                assert (x - x2) ** 2 + (y - y2) ** 2 > (scene.radii[i] + scene.radii[j]) ** 2
+    assert max(radius for scene in loose for radius in scene.radii) > 13 > 7.5 > max(tight[0].radii)
+
+
+def test_loose_scenes_are_of_their_split_and_repeat_with_their_seed() -> None:
+    for split in SPLITS:
+        assert {split_of(scene.objects) for scene in loose_scenes(split, 30, 2)} == {split}
+    assert list(loose_scenes("test", 5, 3)) == list(loose_scenes("test", 5, 3)) != list(loose_scenes("test", 5, 4))
+    for arguments in (("tests", 1), ("train", -1), ("train", 1, 0, 1.5)):
+        with pytest.raises(InputError):
+            loose_scenes(*arguments)
+
+
+def test_a_larger_object_covers_more_of_the_picture() -> None:
+    covered = []
+    for radius in (7.4, 10.0, 15.0):
+        scene = Scene((SceneObject("large", "red", "circle"),), ((32, 32),), "black", (radius,))
+        covered.append(int((np.asarray(render(scene))[..., 0] > 116).sum()))
+    assert covered == pytest.approx([3.14159 * r * r for r in (7.4, 10.0, 15.0)], rel=0.05)
 
 
 @pytest.mark.parametrize("grid", [True, False])
