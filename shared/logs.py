@@ -30,11 +30,16 @@ def setup_logging(package: str) -> None:
         logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[rich_handler], force=True)
     else:  # in a file a line stays a line, however long
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
-    for name in ("huggingface_hub", "torchao", "torch.utils._pytree"):  # they tell of every retry, of kernels for other
-        logging.getLogger(name).setLevel(logging.ERROR)  # processors, and of what torchao does to PyTorch
+    hush_libraries()
     first_process = os.environ.get("RANK", "0") == "0"
     for name in ("shared", package, "__main__"):
         logging.getLogger(name).setLevel(logging.INFO if first_process else logging.ERROR)
+
+
+def hush_libraries() -> None:
+    """Let only errors of some libraries through, for commands and web pages alike."""
+    for name in ("huggingface_hub", "torchao", "torch.utils._pytree"):  # they tell of every retry, of kernels for other
+        logging.getLogger(name).setLevel(logging.ERROR)  # processors, and of what torchao does to PyTorch
 
 
 def progress_bar(*, disable: bool = False) -> Progress:

@@ -25,6 +25,7 @@ from bert_sentiment_analysis.inference.predictor import (
     other_columns,
 )
 from shared.errors import InputError
+from shared.logs import hush_libraries
 
 MODELS = {
     "Movie reviews": "builtin:movies",
@@ -197,6 +198,7 @@ def many_texts(model: SentimentPredictor, threshold: float) -> None:
 
 def main() -> None:
     """Draw the page."""
+    hush_libraries()
     st.set_page_config("Sentiment analysis", "💬")
     st.title("Sentiment analysis")
     domain = st.sidebar.radio("Domain", list(MODELS))

@@ -30,6 +30,7 @@ from gpt_text_generation.creative_writing_assistant import Article, Section, Wri
 from gpt_text_generation.evaluation.human_evaluation import Design, Study, plot_report, report
 from gpt_text_generation.text_generator import STRATEGIES, Generation, Settings, TextGenerator, read_prompts, text_after
 from shared.errors import InputError
+from shared.logs import hush_libraries
 
 MODELS = {"Stories": "builtin:stories", "Python": "builtin:python", "Another model": ""}
 PROMPTS = {"builtin:python": 'def double(xs: list[int]) -> list[int]:\n    """Return the numbers, doubled."""\n'}
@@ -483,6 +484,7 @@ def show_report(study: Study) -> None:
 
 def main() -> None:
     """Draw the page."""
+    hush_libraries()
     st.set_page_config("Text generation", "✍️", layout="wide")
     st.title("Text generation")
     chosen = st.sidebar.radio("Model", list(MODELS))

@@ -33,6 +33,7 @@ from multimodal_llm.image_captioning.blip_model import load_captioner
 from multimodal_llm.visual_question_answering.data_loader import IMAGE_SUFFIXES, open_image
 from multimodal_llm.visual_question_answering.vqa_system import load_answerer
 from shared.errors import InputError
+from shared.logs import hush_libraries
 from shared.results import OUTPUTS
 
 if TYPE_CHECKING:
@@ -453,6 +454,7 @@ def show_hit(hit: image_search.Hit) -> None:
 
 def main() -> None:
     """Draw the page."""
+    hush_libraries()
     st.set_page_config("Images and documents", "🖼️", layout="wide")
     st.title("Images and documents")
     st.sidebar.header("Models")

@@ -23,6 +23,7 @@ from qa_system.generation.citation_handler import Citation, highlighted_html, in
 from qa_system.retrieval.dense_retrieval import Info, Library, files_of
 from qa_system.retrieval.sparse_retrieval import Hit
 from shared.errors import InputError
+from shared.logs import hush_libraries
 
 FOLDER = os.environ.get("QA_FOLDER", "outputs/qa_system/library")
 ANSWERER = os.environ.get("QA_ANSWERER", "builtin:extractive")
@@ -288,6 +289,7 @@ def writer_of(name: str) -> Answerer:
 
 def main() -> None:
     """Draw the page."""
+    hush_libraries()
     st.set_page_config("Ask your documents", "📄", layout="wide")
     st.title("Ask your documents")
     try:
