@@ -25,9 +25,10 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -86,11 +87,18 @@ class RowImage:
 
 
 def _read_member(archive: Path, member: str, most: int) -> bytes:
+    with _opened_member(archive, member, most) as file:
+        return b"".join(iter(lambda: file.read(4096), b""))  # all at once, it would unpack more than the header says
+
+
+@contextmanager
+def _opened_member(archive: Path, member: str, most: int) -> Iterator[IO[bytes]]:
     try:
         opened = _open_archive(archive)
-        if (size := opened.getinfo(member).file_size) > most:  # what is unpacked beyond it, zipfile cuts off
+        if (size := opened.getinfo(member).file_size) > most:  # what comes beyond it, zipfile cuts off
             raise InputError(f"{archive}/{member} has {size:,} bytes; at most {most:,} are read.")
-        return opened.read(member)
+        with opened.open(member) as file:
+            yield file
     except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, NotImplementedError, RuntimeError) as error:
         raise InputError(f"{archive}/{member} can't be unpacked: {error}.") from None
 
@@ -480,7 +488,7 @@ def split_by_image(
 
 # --- Files ------------------------------------------------------------------------------------------------------------
 
-MAX_TEXT = 2_000_000_000  # bytes; the annotations of VQA v2 have 200 MB
+MAX_TEXT = 500_000_000  # bytes of a file in a zip; the largest of VQA v2 has about 400 MB
 
 
 class Files:
@@ -501,6 +509,15 @@ class Files:
             self.names = sorted(name for name in _open_archive(path).namelist() if not name.endswith("/"))
         self._images = {name: name for name in self.names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES}
         self._by_file_name = {PurePosixPath(name).name: name for name in reversed(self._images)}
+
+    def lines(self, name: str) -> Iterator[str]:
+        """Yield the lines of a UTF-8 file, of which one at a time is in memory."""
+        path = self.path / name
+        try:
+            with path.open("rb") if self.path.is_dir() else _opened_member(self.path, name, MAX_TEXT) as file:
+                yield from io.TextIOWrapper(file, "utf-8-sig", newline="\n")
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path, error) from None
 
     def text(self, name: str) -> str:
         """Return a UTF-8 file."""
@@ -525,7 +542,11 @@ def _decoded(data: bytes, path: Path) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error}.", hint="convert it, e.g. with iconv") from None
+        raise _not_utf8(path, error) from None
+
+
+def _not_utf8(path: Path, error: UnicodeDecodeError) -> InputError:
+    return InputError(f"{path} is not UTF-8 text: {error}.", hint="convert it, e.g. with iconv")
 
 
 def _parsed(text: str, path: Path) -> Any:
@@ -603,19 +624,19 @@ def read_easy_vqa(files: Files, into: _Collector) -> None:
             into.add(split, f"{split}-{number}", found, f"{split}-{image}", question, answer, name=path)
 
 
-def read_jsonl(text: str, label: str, split: str, images: Files, into: _Collector) -> None:
+def read_jsonl(lines: Iterable[str], label: str, split: str, images: Files, into: _Collector) -> None:
     """Read lines of ``{"image", "question", "answer" or "answers"}``, also with ``id``, ``question_type`` or ``split``.
 
     A line that is no such object, such as the last of a file cut short, is left out.
 
     Args:
-        text: The file.
+        lines: Of the file.
         label: What to call it.
         split: Where lines that don't say belong.
-        images: Where the images are; a path that exists is taken as it is.
+        images: Where the images are.
         into: Takes the records.
     """
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -692,7 +713,7 @@ def _read_path(path: Path, config: DataConfig, into: _Collector) -> None:
     files = Files(path) if whole else Files(path.parent, deep=False)
     images = Files(Path(config.images)) if config.images else files
     if path.suffix == ".jsonl":
-        return read_jsonl(_decoded(path.read_bytes(), path), path.name, "train", images, into)
+        return read_jsonl(files.lines(path.name), path.name, "train", images, into)
     if whole:
         folders = {PurePosixPath(name).parent.as_posix() for name in files.names}
         if any(name.endswith("questions.json") and f"{PurePosixPath(name).parent.as_posix()}/images" in folders
@@ -702,7 +723,7 @@ def _read_path(path: Path, config: DataConfig, into: _Collector) -> None:
         if lines:
             for name in lines:
                 split = split_name(PurePosixPath(name).stem) or "train"
-                read_jsonl(files.text(name), name, split, images, into)
+                read_jsonl(files.lines(name), name, split, images, into)
             return None
     beside = path if path.is_dir() else path.parent
     found = [file for file in sorted(beside.iterdir())

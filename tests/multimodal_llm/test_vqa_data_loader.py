@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import tracemalloc
 import zipfile
 import zlib
 from collections import Counter
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multimodal_llm.visual_question_answering import data_loader
 from multimodal_llm.visual_question_answering.data_loader import (
     CONTRACTIONS,
     MODULE,
@@ -383,6 +385,29 @@ def test_bad_lines_are_left_out_with_their_reasons(tmp_path: Path, caplog: pytes
     assert len(load(path, keep_unanswered=True).splits["train"]) == 2
     with pytest.raises(InputError, match="no question that can be used.*without its image"):
         load(jsonl(tmp_path, {**good, "image": "gone.png"}))
+
+
+def test_zips_that_unpack_to_more_than_is_sane_are_refused_before_they_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("train.jsonl", (b" " * 999 + b"\n") * 10_000)
+    with monkeypatch.context() as lower, pytest.raises(InputError, match="10,000,000 bytes; at most 9,999,999"):
+        lower.setattr(data_loader, "MAX_TEXT", 9_999_999)
+        load(path)
+    packed = path.read_bytes()  # now its header says that it has ten bytes
+    path.write_bytes(packed.replace(struct.pack("<I", 10_000_000), struct.pack("<I", 10)))
+    tracemalloc.start()
+    for read in (load, lambda path: data_loader.Files(path).text("train.jsonl")):
+        with pytest.raises(InputError, match="can't be unpacked"):
+            read(path)
+    path.write_bytes(packed)
+    with pytest.raises(InputError, match="no question that can be used"):
+        load(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
 
 
 def vqa_v2(folder: Path, subset: str = "val2014", first: int = 1) -> tuple[Path, Path]:
