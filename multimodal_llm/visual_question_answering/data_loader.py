@@ -23,7 +23,7 @@ import textwrap
 import warnings
 import zipfile
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -79,7 +79,8 @@ class RowImage:
 
     def read(self) -> bytes:
         """Return the file's bytes."""
-        value = self.rows[self.index][self.column]
+        if not (value := self.rows[self.index][self.column]):
+            raise InputError(f"{self} is empty.")
         return bytes(value["bytes"]) if value.get("bytes") else Path(value["path"]).read_bytes()
 
     def __str__(self) -> str:
@@ -223,7 +224,8 @@ class Skipped:
         self.counts[reason] += 1
         its = self.examples.setdefault(reason, [])
         if len(its) < 3:
-            its.append(textwrap.shorten(str(what), 120, placeholder=" …"))
+            text = " ".join(str(what).split())
+            its.append(text if len(text) <= 120 else f"{text[:80]} … {text[-37:]}")
 
     def __str__(self) -> str:
         return "\n".join(f"{n:,} left out, {why}: {', '.join(self.examples[why])}" for why, n in self.counts.items())
@@ -253,19 +255,23 @@ def open_images(records: Iterable[VQARecord], skipped: Skipped) -> Iterator[tupl
             skipped.add("the image can't be opened", error.args[0])
 
 
+MAX_PEOPLE = 1_000_000_000  # who gave one answer; larger counts are no numbers of people, and soon no floats
+
+
 def answer_counts(value: Any) -> dict[str, int]:
     """Read answers, most frequent first, however they are given.
 
     Args:
-        value: One answer; a list of them, or of objects with ``answer`` (VQA v2); or answer → count.
+        value: One answer; a list of them, or of objects with ``answer`` (VQA v2); or answer → count. A count that is
+            no whole number from 1 to a billion is left out.
 
     Returns:
         Answer → count, without empty answers; empty where it is none of these.
     """
+    if isinstance(value, Mapping) and "answer" in value:
+        value = value["answer"]
     if isinstance(value, Mapping):
-        if "answer" in value:
-            return answer_counts(value["answer"])
-        pairs = [(answer, count) for answer, count in value.items() if type(count) is int and count > 0]
+        pairs = [(answer, count) for answer, count in value.items() if type(count) is int and 0 < count <= MAX_PEOPLE]
     else:
         several = value if isinstance(value, (list, tuple)) else [value]
         pairs = [(one.get("answer") if isinstance(one, Mapping) else one, 1) for one in several]
@@ -497,18 +503,21 @@ class Files:
     Args:
         path: Of either.
         deep: Whether to look below the folders of the folder, which may be somebody's home.
+        base: Where paths of images may start, too: the folder of what names them.
     """
 
-    def __init__(self, path: Path, *, deep: bool = True) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, deep: bool = True, base: Path | None = None) -> None:
+        self.path, self._starts = path, {path, base or path}
         if path.is_dir():
             found = path.rglob("*") if deep else (file for pattern in ("*", "*/*") for file in path.glob(pattern))
             names = (file.relative_to(path).as_posix() for file in found if file.is_file())
             self.names = sorted(name for name in names if not PurePosixPath(name).name.startswith("."))
         else:
             self.names = sorted(name for name in _open_archive(path).namelist() if not name.endswith("/"))
-        self._images = {name: name for name in self.names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES}
-        self._by_file_name = {PurePosixPath(name).name: name for name in reversed(self._images)}
+        self._images = {name for name in self.names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES}
+        self._by_file_name: dict[str, list[str]] = defaultdict(list)
+        for name in self._images:
+            self._by_file_name[PurePosixPath(name).name].append(name)
 
     def lines(self, name: str) -> Iterator[str]:
         """Yield the lines of a UTF-8 file, of which one at a time is in memory."""
@@ -527,15 +536,46 @@ class Files:
     def image(self, *paths: str, anywhere: bool = True) -> Path | ArchiveImage | None:
         """Return the first image that is here under one of some paths; None if none is.
 
+        A path that leads out of the folder or the zip is never followed: who made the data set shall not say what of
+        this machine is read. Links that lie in a folder are.
+
         Args:
             paths: To look for.
-            anywhere: Whether an image of the same file name in another folder will do.
+            anywhere: Whether a file name alone may be that of an image in any folder, if only one has it.
         """
         for path in paths:
-            name = self._images.get(path) or (self._by_file_name.get(PurePosixPath(path).name) if anywhere else None)
-            if name:
+            if (name := self._found(path, anywhere)) is not None:
                 return self.path / name if self.path.is_dir() else ArchiveImage(self.path, name)
         return None
+
+    def missing(self, path: str) -> str:
+        """Return a path at which :meth:`image` found nothing, and why if it is not just that nothing is there."""
+        if all(map(_leads_out, self._places(path))):
+            return f"{path} (leads out of the data)"
+        several = len(self._by_file_name.get(path, ()))
+        return f"{path} (in {several} folders, of which it names none)" if several > 1 else path
+
+    def _found(self, path: str, anywhere: bool) -> str | None:
+        if path in self._images:
+            return path
+        if "/" not in path:
+            its = self._by_file_name.get(path, ())
+            return its[0] if anywhere and len(its) == 1 else None
+        return next(filter(self._is_here, self._places(path)), None)
+
+    def _is_here(self, place: str) -> bool:
+        if not self.path.is_dir():
+            return place in self._images
+        return not _leads_out(place) and os.path.isfile(self.path / place)  # deeper than names go, too
+
+    def _places(self, path: str) -> list[str]:
+        if not self.path.is_dir():
+            return [os.path.normpath(path)]
+        return [os.path.relpath(os.path.join(start, path), self.path) for start in self._starts]
+
+
+def _leads_out(place: str) -> bool:
+    return os.path.isabs(place) or place.split(os.sep)[0] == os.pardir
 
 
 def _decoded(data: bytes, path: Path) -> str:
@@ -592,16 +632,18 @@ def read_vqa_v2(documents: Sequence[Mapping[str, Any]], images: Files, into: _Co
         images: Where the images are, as ``COCO_val2014_000000000139.jpg`` or ``000000000139.jpg``.
         into: Takes the records.
     """
-    annotations = {row.get("question_id"): row for document in documents for row in _rows(document, "annotations")}
+    annotations = {str(row.get("question_id")): row for document in documents for row in _rows(document, "annotations")}
     for document in documents:
         subset = str(document.get("data_subtype", ""))
         for row in _rows(document, "questions"):
-            number, annotation = row.get("image_id"), annotations.get(row.get("question_id"), {})
+            number, annotation = row.get("image_id"), annotations.get(str(row.get("question_id")), {})
             padded = f"{number:012}" if type(number) is int else str(number)
             names = [f"COCO_{subset}_{padded}.jpg", f"{padded}.jpg", f"{number}.jpg", f"{number}.png"]
             answers = annotation.get("answers") or annotation.get("multiple_choice_answer")
-            into.add(split_name(subset) or "train", str(row.get("question_id")), images.image(*names), str(number),
-                     row.get("question"), answers, annotation.get("question_type"), names[0])  # fmt: skip
+            found = images.image(*names)
+            into.add(split_name(subset) or "train", str(row.get("question_id")), found, str(number),
+                     row.get("question"), answers, annotation.get("question_type"),
+                     names[0] if found else images.missing(names[0]))  # fmt: skip
 
 
 def _rows(document: Mapping[str, Any], key: str) -> list[Any]:
@@ -621,7 +663,8 @@ def read_easy_vqa(files: Files, into: _Collector) -> None:
             question, answer, image = row if isinstance(row, list) and len(row) == 3 else (None, None, None)
             path = (folder / "images" / f"{image}.png").as_posix()
             found = files.image(path, anywhere=False)
-            into.add(split, f"{split}-{number}", found, f"{split}-{image}", question, answer, name=path)
+            into.add(split, f"{split}-{number}", found, f"{split}-{image}", question, answer,
+                     name=path if found else files.missing(path))  # fmt: skip
 
 
 def read_jsonl(lines: Iterable[str], label: str, split: str, images: Files, into: _Collector) -> None:
@@ -651,13 +694,12 @@ def read_jsonl(lines: Iterable[str], label: str, split: str, images: Files, into
 
 def _add_simple(row: Mapping[str, Any], id: str, split: str, images: Files, into: _Collector) -> None:
     name = str(row.get("image") or "")
-    found: Any = images.image(name) if name else None
-    if found is None and name and Path(name).is_file():
-        found = Path(name)
-    its_id = row.get("id", row.get("question_id"))
+    found = images.image(name) if name else None
+    its_id = row.get("id", row.get("question_id"))  # an image_id is not asked for: others may have the same
     split = split_name(str(row.get("split") or "")) or split
-    into.add(split, id if its_id in (None, "") else str(its_id), found, str(row.get("image_id") or found or name),
-             row.get("question"), row.get("answers") or row.get("answer"), row.get("question_type"), name)  # fmt: skip
+    into.add(split, id if its_id in (None, "") else str(its_id), found, str(found), row.get("question"),
+             row.get("answers") or row.get("answer"), row.get("question_type"),
+             name if found or not name else images.missing(name))  # fmt: skip
 
 
 def read_hub(source: Source, subset: str, into: _Collector) -> None:
@@ -678,10 +720,16 @@ def read_hub(source: Source, subset: str, into: _Collector) -> None:
             logger.warning("%s: the split %r is none of train, validation and test, and is left out", source, name)
             continue
         for index, row in enumerate(texts):
-            image = RowImage(rows, "image", index)
-            image_id = row.get("image_id") if "image_id" in columns else hashlib.sha256(image.read()).hexdigest()
+            image, image_id = RowImage(rows, "image", index), row.get("image_id")
             id = row.get("question_id", row.get("id"))
-            into.add(split, f"{name}-{index}" if id is None else str(id), image, str(image_id), row["question"],
+            id = f"{name}-{index}" if id is None else str(id)
+            if image_id is None:
+                try:
+                    image_id = hashlib.sha256(image.read()).hexdigest()
+                except (InputError, OSError) as error:
+                    into.skipped.add("without its image", error)
+                    continue
+            into.add(split, id, image, str(image_id), row["question"],
                      row.get(answers), row.get("question_type"))  # fmt: skip
 
 
@@ -711,7 +759,7 @@ def _read_path(path: Path, config: DataConfig, into: _Collector) -> None:
     """Find out what is at a path, and read it."""
     whole = path.is_dir() or path.suffix == ".zip"
     files = Files(path) if whole else Files(path.parent, deep=False)
-    images = Files(Path(config.images)) if config.images else files
+    images = Files(Path(config.images), base=files.path) if config.images else files
     if path.suffix == ".jsonl":
         return read_jsonl(files.lines(path.name), path.name, "train", images, into)
     if whole:
@@ -753,7 +801,8 @@ class DataConfig:
     """builtin:scenes; a jsonl file with image, question and answer or answers; questions of VQA v2, json or zip; a
     folder or zip of easy-VQA; a folder with any of these; or a hub id."""
     images: str = ""
-    """Folder or zip of the images; by default they are beside the questions."""
+    """Folder or zip of the images; by default they are beside the questions. A path that leads out of it is not
+    followed."""
     annotations: str = ""
     """Answers of VQA v2, json or zip; by default found beside the questions."""
     subset: str = ""
@@ -832,6 +881,11 @@ class ReportConfig(DataConfig):
     """Of the division into splits."""
     run: str = field(default="", metadata=NOT_RECIPE)
     """Name of the run's folder; by default the time."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        check_range("seed", self.seed, 0, 2**31 - 1)
 
 
 def report(config: ReportConfig) -> None:

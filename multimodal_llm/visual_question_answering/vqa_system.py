@@ -558,6 +558,7 @@ class AskConfig:
         """Check the ranges."""
         check_range("num_beams", self.num_beams, 1, 64)
         check_range("top_k", self.top_k, 1, 100)
+        check_range("seed", self.seed, 0, 2**31 - 1)
         if self.image and not self.question:
             raise InputError("question must not be empty.", hint='--question "how many circles are there?"')
 
@@ -614,6 +615,7 @@ class EvaluateConfig(DataConfig):
         super().__post_init__()
         check_range("num_beams", self.num_beams, 1, 64)
         check_range("threads", self.threads, 0)
+        check_range("seed", self.seed, 0, 2**31 - 1)
 
 
 def evaluate(config: EvaluateConfig) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import struct
 import tracemalloc
 import zipfile
@@ -369,6 +370,59 @@ def test_lines_with_one_or_several_answers(tmp_path: Path) -> None:
     assert open_image(third.image).size == (4, 3)
 
 
+def test_an_image_is_never_taken_for_another(tmp_path: Path) -> None:
+    for name in ("a/0.png", "a/2.png", "c/1.png", "c/2.png", "deep/er/3.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(png())
+    names = ["a/0.png", "c/1.png", "./a/0.png", "1.png", "deep/er/3.png", "b/0.png", "2.png"]
+    rows = [{"image": name, "image_id": "7", "question": "what", "answer": "x"} for name in names]
+    data = load(jsonl(tmp_path, *rows))
+    its = [str(record.image.relative_to(tmp_path)) for record in data.splits["train"]]
+    assert its == ["a/0.png", "c/1.png", "a/0.png", "c/1.png", "deep/er/3.png"]
+    assert len({record.image_id for record in data.splits["train"]}) == 3  # whatever they say that they are
+    assert str(data.skipped) == "2 left out, without its image: b/0.png, 2.png (in 2 folders, of which it names none)"
+    (tmp_path / "a" / "questions.jsonl").write_text(json.dumps({**rows[0], "image": "../c/1.png"}))
+    assert load(tmp_path / "a" / "questions.jsonl", images=str(tmp_path / "c")).splits["train"]
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_nothing_outside_of_the_data_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("inside/a.png", "outside/b.png", "inside-b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png())
+    names = ["a.png", "../outside/b.png", "outside/b.png", str(tmp_path / "outside/b.png"), "../inside-b.png"]
+    rows = [{"image": name, "question": "what", "answer": "x"} for name in names]
+    path = jsonl(tmp_path / "inside", *rows).parent
+    if zipped:
+        with zipfile.ZipFile("data.zip", "w") as archive:
+            for file in path.iterdir():
+                archive.write(file, file.name)
+        path = tmp_path / "data.zip"
+    data = load(path)
+    assert [record.question for record in data.splits["train"]] == ["what"]
+    assert data.skipped.counts == {"without its image": 4} and "b.png (leads out of the data)" in str(data.skipped)
+    folder = easy(tmp_path / "easy")
+    (folder / "train" / "questions.json").write_text(json.dumps([["what?", "x", "../../../outside/b"]]))
+    assert list(load(folder).splits) == ["test"]
+
+
+def test_odd_values_are_left_out_and_end_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    good = {"image": "a.png", "question": "what", "answer": "x"}
+    nested = '{"image": "a.png", "question": "what", "answer": ' + '{"answer": ' * 900 + '"x"' + "}" * 901
+    path = jsonl(tmp_path, good, {**good, "image": "folder/" + 300 * "a"}, {**good, "answers": {"yes": 10**400}},
+                 {**good, "image": "b/a\0.png"}, nested)  # fmt: skip
+    data = load(path)
+    assert len(data.splits["train"]) == 1 and data.skipped.counts.total() == 4
+    assert "without an answer" in data.skipped.counts and "folder/aaa" in str(data.skipped)
+    path.unlink()
+    questions, annotations = vqa_v2(tmp_path)
+    for file in (questions, annotations):
+        file.write_text(re.sub(r'"question_id": 1\b', '"question_id": [1]', file.read_text()))
+    assert len(load(questions).splits["validation"]) == 2
+
+
 def test_bad_lines_are_left_out_with_their_reasons(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a.png").write_bytes(png())
     good = {"image": "a.png", "question": "what", "answer": "x"}
@@ -525,6 +579,13 @@ def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (first.answers, second.answers, first.image_id == second.image_id) == ({"red": 3}, {"yes": 1, "no": 1}, True)
     assert open_image(first.image).getpixel((0, 0)) == (255, 0, 0)
     assert data.skipped.counts == {"without an answer": 1}
+    nameless = rows.remove_columns("answers").add_column("answer", ["a"] * 3).add_column("image_id", [None] * 3)
+    empty = nameless.map(lambda row: {**row, "image": None})
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: {"train": nameless, "test": empty})
+    data = load_vqa(DataConfig(data="some/vqa"), divide=False)
+    first, second, third = data.splits["train"]
+    assert first.image_id == second.image_id != third.image_id and "test" not in data.splits
+    assert str(data.skipped).startswith("3 left out, without its image: image of row 0 is empty")
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: {"train": rows.remove_columns("question")})
     with pytest.raises(InputError, match="columns image and question"):
         load_vqa(DataConfig(data="some/vqa"))
@@ -563,7 +624,7 @@ def test_the_report_shows_types_and_priors(
     metrics = json.loads(Path("outputs/multimodal_llm/one/results.json").read_text())["metrics"]
     assert (metrics["test questions"], metrics["validation images opened"], metrics["test images opened"]) == (3, 1, 2)
     assert cli("--data", "none.jsonl") == 1
-    assert cli("--validation_fraction", "0.9") == 2
+    assert cli("--validation_fraction", "0.9") == cli("--data", "data", "--seed", "-1") == 2
 
 
 def test_the_builtin_scenes_are_questions_about_images() -> None:
