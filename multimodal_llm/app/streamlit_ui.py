@@ -188,7 +188,11 @@ def enlarged(image: Image, side: int = 320) -> Image:
 def ask_question(key: str, examples: Sequence[str], label: str = "Question") -> str:
     """Let the visitor ask in words of their own, or take an example."""
     state, key = st.session_state, f"{key}-question"
-    state.setdefault(key, examples[0])
+    old = state.get(f"{key}-examples", [])
+    if old != list(examples):
+        if state.get(key) in (None, *old):  # an example of another image asks nothing of this one
+            state[key] = examples[0]
+        state[f"{key}-examples"] = list(examples)
     place = st.container()
     with st.container(horizontal=True, gap="small"):
         for example in examples:
