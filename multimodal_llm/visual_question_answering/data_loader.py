@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import re
+import stat
 import sys
 import textwrap
 import warnings
@@ -130,7 +131,7 @@ def open_image(source: Any, *, max_pixels: int = MAX_PIXELS) -> Image:
         An image of mode RGB, in memory whole.
 
     Raises:
-        InputError: It is no image, cut short, or too large.
+        InputError: It is no image, no regular file, cut short, or too large.
         FileNotFoundError: There is no such file.
     """
     from PIL import Image, ImageOps
@@ -140,9 +141,13 @@ def open_image(source: Any, *, max_pixels: int = MAX_PIXELS) -> Image:
         opened = [source, source]
     else:
         if isinstance(source, (str, os.PathLike)):
-            if (size := Path(source).stat().st_size) > MAX_BYTES:
+            about = Path(source).stat()
+            if not stat.S_ISREG(about.st_mode):  # a device may have no end, a pipe no beginning
+                raise InputError(f"{name} is no regular file.", hint="the path of an image")
+            if (size := about.st_size) > MAX_BYTES:
                 raise InputError(f"{name} has {size:,} bytes; at most {MAX_BYTES:,} are read.")
-            source = Path(source).read_bytes()
+            with Path(source).open("rb") as file:
+                source = file.read(size + 1)  # no more than was allowed, though the file may grow
         data = source if isinstance(source, bytes) else source.read()
         try:
             with warnings.catch_warnings():

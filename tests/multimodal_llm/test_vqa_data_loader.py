@@ -336,6 +336,12 @@ def test_a_cap_of_pixels_and_a_missing_file(tmp_path: Path) -> None:
         open_image(tmp_path / "none.png")
 
 
+def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
+    for path in (tmp_path, "/dev/null"):  # others have no end, as /dev/zero
+        with pytest.raises(InputError, match="no regular file"):
+            open_image(path)
+
+
 def test_unreadable_images_are_left_out_with_a_report(tmp_path: Path) -> None:
     (tmp_path / "good.png").write_bytes(png())
     (tmp_path / "bad.png").write_bytes(b"text")
