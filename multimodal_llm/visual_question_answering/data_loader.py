@@ -497,6 +497,11 @@ def split_by_image(
     return parts
 
 
+def digest_of(rows: Iterable[Iterable[str]]) -> str:
+    """Return a SHA-256 of rows of texts in any order, by which a training can tell that its data are what they were."""
+    return hashlib.sha256("\n".join(sorted(json.dumps(list(row)) for row in rows)).encode()).hexdigest()
+
+
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 MAX_TEXT = 500_000_000  # bytes of a file in a zip; the largest of VQA v2 has about 400 MB

@@ -42,6 +42,7 @@ from multimodal_llm.visual_question_answering.data_loader import (
     Skipped,
     VQARecord,
     answer_vocabulary,
+    digest_of,
     load_vqa,
     normalize_answer,
     normalized_counts,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 
 MODULE = f"{PROJECT}.visual_question_answering.vqa_system"
 NOT_RECIPE = {"recipe": False}
+DIGEST = "data.sha256"  # in the folder of a training: what its data were
 logger = logging.getLogger(MODULE)
 
 
@@ -447,8 +449,14 @@ def train(config: TrainConfig) -> None:
     model, processor, groups = answerer.model, answerer.processor, by_image(data.splits["train"])
     vocabulary, covered = answer_vocabulary(data.splits["train"], min_count=config.min_count)
     if answerer.kind == "vilt" and sorted(model.config.id2label.values()) != sorted(vocabulary):
+    digest = digest_of((split, one.id, one.image_id, one.question, str(one.answers))
+                       for split, part in data.splits.items() for one in part)  # fmt: skip
         model = _with_answers(answerer, vocabulary)
         logger.info("%d answers to choose from, of %.1f %% of the questions", len(vocabulary), 100 * covered)
+        began_with = OUTPUTS / PROJECT / config.run / DIGEST
+        if began_with.exists() and began_with.read_text() != digest:  # what was learned could be measured on now
+            raise InputError(f"{data.name} is no longer what {config.run} began with: images, questions or answers "
+                             "changed.", hint="the data as they were; or another --run")  # fmt: skip
     run = Run(PROJECT, MODULE, "train", config, name=config.run, resume=config.resume)
     skipped = Skipped()
 
@@ -459,6 +467,8 @@ def train(config: TrainConfig) -> None:
             try:
                 image = open_image(groups[i][0].image)
             except (InputError, OSError) as error:
+        if not (run.folder / DIGEST).exists():  # not before: each of several processes must find the folder unused
+            write_atomic(run.folder / DIGEST, digest)
                 skipped.add("the image can't be opened", error.args[0])
                 continue
             if config.flip:

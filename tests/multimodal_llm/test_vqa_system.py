@@ -199,6 +199,24 @@ def test_training_teaches_what_only_the_picture_tells(
 
 # --- Commands ---------------------------------------------------------------------------------------------------------
 
+def test_a_training_goes_on_only_with_the_data_that_it_began_with(
+    blip: str, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(model: Any, loss: Any, batch_of: Any, *_: Any, **__: Any) -> None:
+        batch_of(0)
+        raise KeyboardInterrupt("stopped")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(vqa_system, "fit", stopped)
+    flags = ["--data", str(colors), "--model", blip, "--batch_size", "2", "--run", "r"]
+    assert cli("train", *flags) == 130
+    (colors / "3.png").rename(colors / "99.png")
+    assert cli("train", *flags, "--resume", "true") == 2
+    assert "is no longer what r began with" in capsys.readouterr().err
+    (colors / "99.png").rename(colors / "3.png")
+    assert cli("train", *flags, "--resume", "true") == 130
+
+
 
 def test_a_folder_is_measured_by_type_beside_the_prior_and_broken_images_are_reported(
     blip: str, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
