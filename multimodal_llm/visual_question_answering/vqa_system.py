@@ -135,18 +135,16 @@ class Answerer:
             top_k: Candidates that are returned.
 
         Raises:
-            InputError: A question is empty or in a script that the model can't read, or none of the candidates is known
-                to a ViLT.
+            InputError: A question or a candidate is empty or in a script that the model can't read, or none of the
+                candidates is known to a ViLT.
         """
         import torch
 
         which = list(range(len(questions))) if image_of is None else list(image_of)
         for question in questions:
-            if not question.strip():
-                raise InputError("question must not be empty.")
-            if not self.reads(question):
-                raise InputError(f"The model can't read {textwrap.shorten(question, 80)!r}.",
-                                 hint="ask in the language that it was trained in, which is English")  # fmt: skip
+            self.check(question)
+        for candidate in candidates if self.kind == "blip" else ():  # a ViLT reads none, but looks them up
+            self.check(candidate, "a candidate")
         if not questions:
             return []
         with torch.inference_mode():
@@ -155,9 +153,17 @@ class Answerer:
             asked, mask = self._read(images, questions, which)
             return self._rank(asked, mask, candidates, top_k) if candidates else self._write(asked, mask, num_beams)
 
-    def reads(self, question: str) -> bool:
-        """Say whether the tokenizer knows most of a question; of Chinese, one for English sees nothing at all."""
-        tokens = self.processor.tokenizer.tokenize(question)
+    def check(self, text: str, what: str = "question") -> None:
+        """Raise an :class:`InputError` if a text is empty or can't be read; ``what`` is what it is."""
+        if not text.strip():
+            raise InputError(f"{what} must not be empty.")
+        if not self.reads(text):
+            raise InputError(f"The model can't read {textwrap.shorten(text, 80)!r}.",
+                             hint="in the language that it was trained in, which is English")  # fmt: skip
+
+    def reads(self, text: str) -> bool:
+        """Say whether the tokenizer knows most of a text; of Chinese, one for English sees nothing at all."""
+        tokens = self.processor.tokenizer.tokenize(text)
         return 2 * tokens.count(self.processor.tokenizer.unk_token) < len(tokens)
 
     def _read(self, images: Sequence[Image], questions: Sequence[str], which: Sequence[int]) -> tuple[Tensor, Tensor]:

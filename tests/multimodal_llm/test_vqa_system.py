@@ -151,6 +151,8 @@ def test_a_question_in_a_script_that_the_model_cannot_read_is_refused_and_left_o
     answerer = load_answerer(blip)
     with pytest.raises(InputError, match="can't read '有几个圆形？'"):
         answerer.answer([noise(1)], ["有几个圆形？"])
+    with pytest.raises(InputError, match="can't read '红色'"):
+        answerer.answer([noise(1)], ["what color?"], candidates=["blue", "红色"])
     skipped = Skipped()
     records = [VQARecord("1", noise(1), "a", text, {"2": 1}, "number") for text in ("how many?", "有几个圆形？")]
     assert [record.question for record, _ in vqa_system.answer_records(answerer, records, skipped)] == ["how many?"]
