@@ -449,32 +449,32 @@ def train(config: TrainConfig) -> None:
     if "train" not in data.splits:
         raise InputError(f"{data.name} has nothing to learn from.", hint="a data set with a train split")
     held_out = data.splits.get("test") or data.splits.get("validation") or []
-    if config.resume:
-        check_resumable(OUTPUTS / PROJECT / config.run, config, also=("seed",))
-    answerer = load_answerer(config.model, config.device, "float32")
-    model, processor, groups = answerer.model, answerer.processor, by_image(data.splits["train"])
-    vocabulary, covered = answer_vocabulary(data.splits["train"], min_count=config.min_count)
-    if answerer.kind == "vilt" and sorted(model.config.id2label.values()) != sorted(vocabulary):
     digest = digest_of((split, one.id, one.image_id, one.question, str(one.answers))
                        for split, part in data.splits.items() for one in part)  # fmt: skip
-        model = _with_answers(answerer, vocabulary)
-        logger.info("%d answers to choose from, of %.1f %% of the questions", len(vocabulary), 100 * covered)
+    if config.resume:
+        check_resumable(OUTPUTS / PROJECT / config.run, config, also=("seed",))
         began_with = OUTPUTS / PROJECT / config.run / DIGEST
         if began_with.exists() and began_with.read_text() != digest:  # what was learned could be measured on now
             raise InputError(f"{data.name} is no longer what {config.run} began with: images, questions or answers "
                              "changed.", hint="the data as they were; or another --run")  # fmt: skip
+    answerer = load_answerer(config.model, config.device, "float32")
+    model, processor, groups = answerer.model, answerer.processor, by_image(data.splits["train"])
+    vocabulary, covered = answer_vocabulary(data.splits["train"], min_count=config.min_count)
+    if answerer.kind == "vilt" and sorted(model.config.id2label.values()) != sorted(vocabulary):
+        model = _with_answers(answerer, vocabulary)
+        logger.info("%d answers to choose from, of %.1f %% of the questions", len(vocabulary), 100 * covered)
     run = Run(PROJECT, MODULE, "train", config, name=config.run, resume=config.resume)
     skipped = Skipped()
 
     def batch_of(number: int) -> dict[str, Tensor]:
+        if not (run.folder / DIGEST).exists():  # not before: each of several processes must find the folder unused
+            write_atomic(run.folder / DIGEST, digest)
         rng = np.random.default_rng((config.seed, number))
         images, which, asked = [], [], []
         for i in shuffled(len(groups), min(config.batch_size, len(groups)), config.seed, number):
             try:
                 image = open_image(groups[i][0].image)
             except (InputError, OSError) as error:
-        if not (run.folder / DIGEST).exists():  # not before: each of several processes must find the folder unused
-            write_atomic(run.folder / DIGEST, digest)
                 skipped.add("the image can't be opened", error.args[0])
                 continue
             if config.flip:
@@ -569,38 +569,63 @@ class AskConfig:
     """auto, cpu, cuda or mps."""
     seed: int = field(default=0, metadata=NOT_RECIPE)
     """Of the scene."""
+    run: str = field(default="", metadata=NOT_RECIPE)
+    """Name of the run's folder; by default the time."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         check_range("num_beams", self.num_beams, 1, 64)
         check_range("top_k", self.top_k, 1, 100)
         check_range("seed", self.seed, 0, 2**31 - 1)
-        if self.image and not self.question:
-            raise InputError("question must not be empty.", hint='--question "how many circles are there?"')
 
 
 def ask(config: AskConfig) -> None:
     """Answer questions; see :class:`AskConfig`."""
-    known: list[str] = []
+    known: dict[str, str] = {}
+    drawn = None
     if config.image:
-        image, questions = open_image(Path(config.image)), list(config.question)
+        image, questions = open_image(Path(config.image)), config.question
+        if not questions:
+            raise InputError("question must not be empty.", hint='--question "how many circles are there?"')
     else:
         import random
 
         from multimodal_llm.builtin import scenes
 
         scene = next(iter(scenes.scenes("test", 1, config.seed)))
-        drawn = scenes.questions(scene, random.Random(config.seed))
-        image, questions = scenes.render(scene), config.question or [one.question for one in drawn]
-        known = [] if config.question else [one.answer for one in drawn]
+        drawn = scenes.SceneImage(scene)
+        if not config.question:
+            known = {one.question: one.answer for one in scenes.questions(scene, random.Random(config.seed))}
+        image, questions = open_image(drawn), config.question or list(known)
         sys.stdout.write(f"A scene: {scene.caption}\n")
     answerer = load_answerer(config.model, config.device)
-    answers = answerer.answer([image], questions, image_of=[0] * len(questions), candidates=config.candidates,
-                              num_beams=config.num_beams, top_k=config.top_k)  # fmt: skip
-    for i, (question, made) in enumerate(zip(questions, answers, strict=True)):
+    refused: dict[str, InputError] = {}
+    for question in questions:
+        try:
+            answerer.check(question)
+        except InputError as error:
+            refused[question] = error
+    asked = [question for question in questions if question not in refused]
+    if not asked:
+        raise refused[questions[0]]
+    answers = iter(answerer.answer([image], asked, image_of=[0] * len(asked), candidates=config.candidates,
+                                   num_beams=config.num_beams, top_k=config.top_k))  # fmt: skip
+    run, rows = Run(PROJECT, MODULE, "ask", config, name=config.run), []
+    for question in questions:
+        if question in refused:
+            sys.stdout.write(f"{question}  not answered: {refused[question].args[0]}\n")
+            continue
+        made = next(answers)
+        rows.append({"question": question, "answer": made.text, "probability": round(made.probability, 4)})
         shown = ", ".join(f"{text} {probability:.3f}" for text, probability in made.ranked)
-        right = f"   (right: {known[i]})" if known and normalize_answer(made.text) != known[i] else ""
-        sys.stdout.write(f"{question}  {shown}{right}\n")
+        wrong = question in known and normalize_answer(made.text) != known[question]
+        sys.stdout.write(f"{question}  {shown}{f'   (right: {known[question]})' if wrong else ''}\n")
+    write_atomic(run.folder / "answers.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    if drawn:
+        write_atomic(run.folder / "scene.png", drawn.read())
+    run.finish(model=config.model, data=config.image or "builtin:scenes", seed=config.seed,
+               metrics={"questions": len(questions), "left out": len(refused)})  # fmt: skip
+    logger.info("saved in %s", run.folder / "scene.png" if drawn else run.folder)
 
 
 @dataclass

@@ -199,8 +199,6 @@ def test_training_teaches_what_only_the_picture_tells(
     assert not Path("outputs/multimodal_llm/t/checkpoint.safetensors").exists()
 
 
-# --- Commands ---------------------------------------------------------------------------------------------------------
-
 def test_a_training_goes_on_only_with_the_data_that_it_began_with(
     blip: str, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,6 +217,8 @@ def test_a_training_goes_on_only_with_the_data_that_it_began_with(
     assert cli("train", *flags, "--resume", "true") == 130
 
 
+# --- Commands ---------------------------------------------------------------------------------------------------------
+
 
 def test_a_folder_is_measured_by_type_beside_the_prior_and_broken_images_are_reported(
     blip: str, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -234,23 +234,46 @@ def test_a_folder_is_measured_by_type_beside_the_prior_and_broken_images_are_rep
 
 
 def test_asking_shows_answers_and_wrong_input_is_one_clear_line(
-    blip: str, vilt: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    blip: str, vilt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    noise(1).save(tmp_path / "a.png")
-    (tmp_path / "b.png").write_text("this is text")
-    flags = ["--image", str(tmp_path / "a.png"), "--question", "is there a dog?", "--model"]
+    monkeypatch.chdir(tmp_path)
+    noise(1).save("a.png")
+    Path("b.png").write_text("this is text")
+    flags = ["--image", "a.png", "--question", "is there a dog?", "--model"]
     assert cli("ask", *flags, vilt, "--candidates", "yes,no") == 0
     assert capsys.readouterr().out.startswith("is there a dog?  ")
     for arguments, said in [
-        (["--image", str(tmp_path / "b.png"), "--question", "a?", "--model", blip], "no image"),
-        (["--image", str(tmp_path / "c.png"), "--question", "a?", "--model", blip], "No such file"),
-        (["--image", str(tmp_path / "a.png")], "question must not be empty"),
+        (["--image", "b.png", "--model", blip], "no image"),
+        (["--image", "c.png", "--question", "a?", "--model", blip], "No such file"),
+        (["--image", "a.png"], "question must not be empty"),
+        (["--image", "a.png", "--question", "有几个？", "--model", blip], "can't read"),
         (["--model", "builtin:nothing"], "builtin:vqa"),
+        (["--seed", "-1"], "seed must be in"),
         ([*flags, vilt, "--candidates", "elephant"], "none of these"),
+        ([*flags, blip, "--candidates", "红色,蓝色"], "can't read"),
     ]:
         assert cli("ask", *arguments) in (1, 2)
         error = capsys.readouterr().err
         assert said in error and "Traceback" not in error
+    assert cli("evaluate", "--seed", "-1") == 2
+
+
+def test_questions_that_can_be_read_are_answered_beside_others_and_the_scene_can_be_seen(
+    blip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from multimodal_llm.builtin import scenes
+
+    monkeypatch.chdir(tmp_path)
+    asked = ["--question", '["有几个？", "how many?", ""]']
+    assert cli("ask", *asked, "--model", blip, "--candidates", "1,2,3", "--seed", "2", "--run", "a") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "not answered: The model can't read" in lines[1] and lines[2].startswith("how many?  ")
+    assert lines[3].endswith("not answered: question must not be empty.")
+    folder = Path("outputs/multimodal_llm/a")
+    [row] = map(json.loads, (folder / "answers.jsonl").read_text().splitlines())
+    assert row["question"] == "how many?" and row["answer"] in ("1", "2", "3")
+    scene = next(iter(scenes.scenes("test", 1, 2)))
+    assert np.array_equal(vqa_system.open_image(folder / "scene.png"), scenes.render(scene))
 
 
 # --- The embedded model -----------------------------------------------------------------------------------------------
