@@ -555,8 +555,8 @@ class AskConfig:
 
     image: str = ""
     """A file; by default a scene is drawn."""
-    question: list[str] = field(default_factory=list)
-    """What to ask, each with a flag or in a list; by default one question of each kind about the scene."""
+    question: list[str] = field(default_factory=list, metadata={"whole": True})
+    """What to ask, each with a flag of its own; by default one question of each kind about the scene."""
     model: str = "builtin:vqa"
     """builtin:vqa, a folder, or a hub id such as Salesforce/blip-vqa-base or dandelin/vilt-b32-finetuned-vqa."""
     candidates: list[str] = field(default_factory=list)
