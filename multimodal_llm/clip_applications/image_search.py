@@ -28,6 +28,7 @@ import logging
 import math
 import os
 import random
+import re
 import sys
 import threading
 import time
@@ -380,6 +381,10 @@ def altered(image: Image, rng: random.Random) -> bytes:
 # --- The index --------------------------------------------------------------------------------------------------------
 
 FORMAT, MANIFEST = 1, "manifest.json"
+# What an index writes, also what a killed writer leaves: nothing of another name is ever deleted
+GENERATION = r"(index-\d{9,}\.faiss|entries-\d{9,}\.jsonl)"
+OWN_FILE = re.compile(rf"{GENERATION}|\.({GENERATION}|{re.escape(MANIFEST)})\.[a-z0-9_]{{8}}")
+OWN_THUMBNAIL = re.compile(r"[0-9a-f]{64}\.(jpg|new)")
 SAVE_EVERY = 60.0  # seconds: so much embedding may be lost in a kill
 HOLES = 0.2  # part of the rows of hnsw and ivf that may be deleted before they are built anew
 FEWEST_CALIBRATED, MOST_CALIBRATED = 20, 400  # queries
@@ -480,7 +485,8 @@ class ImageIndex:
             they give are exact. By default what the folder has, else flat.
 
     Raises:
-        InputError: No such kind; or the folder holds another kind, another model's vectors, or damaged files.
+        InputError: No such kind; or the folder holds another kind, another model's vectors, damaged files, or
+            someone's files and no index.
     """
 
     def __init__(self, folder: str | Path, encoder: ClipEncoder, kind: str = "") -> None:
@@ -488,7 +494,11 @@ class ImageIndex:
             raise InputError(f"index must be one of {', '.join(KINDS)}. Got {kind!r}.")
         self.folder, self.encoder = Path(folder), encoder
         self._kind, self._state, self._reading, self._writing = kind, _State(), threading.Lock(), threading.Lock()
-        self._current()
+        if self._current().manifest is None and self.folder.is_dir():
+            own = ("lock", "thumbnails", MANIFEST)  # which another process may have written just now
+            for path in self.folder.iterdir():
+                if not path.name.startswith(".") and path.name not in own and not OWN_FILE.fullmatch(path.name):
+                    raise InputError(f"{folder} is not empty, and holds no image index.", hint="another --folder")
 
     def __len__(self) -> int:
         return self._current().live
@@ -836,12 +846,11 @@ class ImageIndex:
         """Delete files of older generations but the last, what a killed writer left, and thumbnails of nothing."""
         with suppress(OSError):
             for path in self.folder.iterdir():
-                ours = path.name.startswith(("index-", "entries-", ".index-", ".entries-", f".{MANIFEST}."))
-                if ours and path.name not in kept:
+                if OWN_FILE.fullmatch(path.name) and path.name not in kept:
                     path.unlink(missing_ok=True)
             wanted = {f"{entry.sha256}.jpg" for entry in state.entries if entry}
             for path in (self.folder / "thumbnails").iterdir():
-                if path.name not in wanted:
+                if OWN_THUMBNAIL.fullmatch(path.name) and path.name not in wanted:
                     path.unlink(missing_ok=True)
 
     @functools.cached_property
@@ -873,26 +882,33 @@ class ImageIndex:
         """Read and check the generation of a manifest."""
         import faiss
 
-        try:
+        said = None
+        with suppress(ValueError, RecursionError):
             said = json.loads(text)
+        if not isinstance(said, dict) or "probe" not in said:
+            raise InputError(f"{self.folder / MANIFEST} is not of an image index.", hint="another --folder")
+        try:
             if said["format"] != FORMAT or said["index"] not in KINDS:
                 raise ValueError
+            generation, model = int(said["generation"]), str(said["model"])
             files = {role: [str(name), str(digest)] for role, (name, digest) in said["files"].items()}
             calibrations = {kind: Calibration(**its) for kind, its in said["no match"].items()}
+            if not all(math.isfinite(figure) for its in calibrations.values() for figure in asdict(its).values()):
+                raise ValueError
             shape, probe = (int(said["rows"]), int(said["dimension"])), np.array(said["probe"], dtype=np.float64)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
             raise _damaged(self.folder, f"{MANIFEST} is not one of format {FORMAT}") from None
         if self._kind not in ("", said["index"]):
             raise InputError(f"The image index in {self.folder} is {said['index']}, not {self._kind}.",
                              hint="another folder; or leave the index out")  # fmt: skip
         own = np.array(self._probe)
         if shape[1] != self.encoder.dimension or own.shape != probe.shape or np.abs(own - probe).max() > 0.01:
-            raise InputError(f"The image index in {self.folder} is of the model {said['model']}, not "
+            raise InputError(f"The image index in {self.folder} is of the model {model}, not "
                              f"{self.encoder.name}.", hint="that --model; or another folder")  # fmt: skip
         contents = {}
         for role in ("index", "entries"):
             name, digest = files.get(role, ("", ""))
-            if Path(name).name != name or not name:
+            if not OWN_FILE.fullmatch(name):
                 raise _damaged(self.folder, f"{MANIFEST} names no file for {role}")
             contents[role] = (self.folder / name).read_bytes()
             if hashlib.sha256(contents[role]).hexdigest() != digest:
@@ -903,17 +919,17 @@ class ImageIndex:
             lines = [json.loads(line) for line in contents["entries"].decode().splitlines()]
             entries = tuple(line and _Entry(line[0], {path: (size, when) for path, size, when in line[1]})
                             for line in lines)  # fmt: skip
-        except (ValueError, TypeError, RuntimeError) as error:
+        except (ValueError, TypeError, LookupError, RuntimeError) as error:
             raise _damaged(self.folder, " ".join(str(error).split())[:200]) from None
         if (len(entries), index.d if index else shape[1], index.ntotal if index else 0) != (*shape, shape[0]):
             raise _damaged(self.folder, "there are not as many vectors as entries")
         self._kind = said["index"]
-        return _State(int(said["generation"]), entries, index, files, calibrations, text)
+        return _State(generation, entries, index, files, calibrations, text)
 
 
 def _damaged(folder: Path, what: str) -> InputError:
     return InputError(f"The image index in {folder} is damaged: {what}.",
-                      hint="delete the folder, and index the images anew")  # fmt: skip
+                      hint=f"delete {folder / MANIFEST}, and index the images anew")  # fmt: skip
 
 
 def _is_below(path: str, roots: Sequence[str]) -> bool:

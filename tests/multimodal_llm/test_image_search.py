@@ -414,11 +414,31 @@ def test_ctrl_c_keeps_what_was_embedded(photos: Path, tmp_path: Path) -> None:
     assert len(images.update([photos]).new) == 2 and eyes.seen == 6
 
 
+CALIBRATION = {"threshold": 0.3, "found": 1.0, "refused": 1.0, "queries": 20, "gallery": 20}
+
+
+def altered_manifest(**changes: Any) -> Callable[[Path], Any]:
+    """Return what writes other values into an index's manifest; None takes one out."""
+
+    def damage(folder: Path) -> None:
+        said = json.loads((folder / "manifest.json").read_text()) | changes
+        kept = {name: value for name, value in said.items() if value is not None}
+        (folder / "manifest.json").write_text(json.dumps(kept))
+
+    return damage
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "manifest.json").write_text("{"), "not one of format 1"),
-        (lambda folder: (folder / "manifest.json").write_text("[]"), "not one of format 1"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "not of an image index"),
+        (lambda folder: (folder / "manifest.json").write_text('{"name": "app"}'), "not of an image index"),
+        (altered_manifest(format=2), "not one of format 1"),
+        (altered_manifest(generation="abc"), "not one of format 1"),
+        (altered_manifest(generation=float("inf")), "not one of format 1"),
+        (altered_manifest(model=None), "not one of format 1"),
+        (altered_manifest(**{"no match": {"text": CALIBRATION | {"threshold": "0.3"}}}), "not one of format 1"),
+        (altered_manifest(**{"no match": {"text": CALIBRATION | {"threshold": float("nan")}}}), "not one of format 1"),
         (lambda folder: [path.unlink() for path in folder.glob("index-*")], "is missing"),
         (lambda folder: [path.write_bytes(path.read_bytes()[:-1]) for path in folder.glob("index-*")], "not what was"),
         (lambda folder: [path.write_text("[]\n") for path in folder.glob("entries-*")], "not what was"),
@@ -433,6 +453,38 @@ def test_damage_is_told_and_never_searched(
     damage(tmp_path / "index")
     with pytest.raises(InputError, match=message):
         ImageIndex(tmp_path / "index", Eyes())
+
+
+def test_files_of_others_are_never_deleted(photos: Path, tmp_path: Path) -> None:
+    for name in ("index-001.png", "entries-1.png", "index-notes.txt", ".index-000000001.faiss.mine"):
+        (photos / name).write_text("mine")
+    with pytest.raises(InputError, match="is not empty, and holds no image index"):
+        ImageIndex(photos, Eyes())
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app/manifest.json").write_text('{"name": "app"}')
+    with pytest.raises(InputError, match="not of an image index") as refused:
+        ImageIndex(tmp_path / "app", Eyes())
+    assert refused.value.hint == "another --folder"
+
+    images = ImageIndex(tmp_path / "index", Eyes())
+    images.update([photos])
+    shutil.copytree(photos, tmp_path / "index", dirs_exist_ok=True)  # whoever puts files there afterwards
+    (tmp_path / "index/thumbnails/family.png").write_text("mine")
+    own = {path for path in (tmp_path / "index").rglob("*") if path.suffix not in (".faiss", ".jsonl")}
+    for seed in (6, 7, 8):
+        images.update([folder_of(photos, [seed])])
+    assert all(path.exists() for path in own)
+    assert len(list((tmp_path / "index").glob("*.faiss"))) == 2  # of its own, only the last two stay
+
+
+def test_a_damaged_index_is_made_anew_as_its_hint_says(photos: Path, tmp_path: Path) -> None:
+    ImageIndex(tmp_path / "index", Eyes()).update([photos])
+    altered_manifest(generation="abc")(tmp_path / "index")
+    with pytest.raises(InputError, match="damaged") as refused:
+        ImageIndex(tmp_path / "index", Eyes())
+    assert f"delete {tmp_path / 'index' / 'manifest.json'}" in refused.value.hint
+    (tmp_path / "index/manifest.json").unlink()
+    assert len(ImageIndex(tmp_path / "index", Eyes()).update([photos]).new) == 6
 
 
 def test_another_model_or_kind_is_refused(photos: Path, tmp_path: Path) -> None:
