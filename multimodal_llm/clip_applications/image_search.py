@@ -855,8 +855,11 @@ class ImageIndex:
 
     @functools.cached_property
     def _probe(self) -> list[float]:
-        """A few numbers by which a model is known again, whatever it is called."""
-        return [round(float(number), 4) for number in self.encoder.embed_texts(["a photo"])[0][:8]]
+        """A few numbers of both towers by which a model is known again, whatever it is called."""
+        from PIL import Image
+
+        both = self.encoder.embed_texts(["a photo"]), self.encoder.embed_images([Image.linear_gradient("L")])
+        return [round(float(number), 4) for [vector] in both for number in vector[:8]]
 
     def _current(self) -> _State:
         """Return the newest generation, reading it if another process wrote it."""
@@ -902,9 +905,13 @@ class ImageIndex:
             raise InputError(f"The image index in {self.folder} is {said['index']}, not {self._kind}.",
                              hint="another folder; or leave the index out")  # fmt: skip
         own = np.array(self._probe)
-        if shape[1] != self.encoder.dimension or own.shape != probe.shape or np.abs(own - probe).max() > 0.01:
-            raise InputError(f"The image index in {self.folder} is of the model {model}, not "
-                             f"{self.encoder.name}.", hint="that --model; or another folder")  # fmt: skip
+        same = shape[1] == self.encoder.dimension and own.shape == probe.shape and np.abs(own - probe).max() <= 0.01
+        if not same and model != self.encoder.name:
+            raise InputError(f"The image index in {self.folder} is of the model {model}, not {self.encoder.name}.",
+                             hint="that --model; or another folder")  # fmt: skip
+        if not same:
+            raise InputError(f"The image index in {self.folder} is of another model that was called {model}, or of "
+                             f"another version of this program.", hint=_anew(self.folder))  # fmt: skip
         contents = {}
         for role in ("index", "entries"):
             name, digest = files.get(role, ("", ""))
@@ -928,8 +935,11 @@ class ImageIndex:
 
 
 def _damaged(folder: Path, what: str) -> InputError:
-    return InputError(f"The image index in {folder} is damaged: {what}.",
-                      hint=f"delete {folder / MANIFEST}, and index the images anew")  # fmt: skip
+    return InputError(f"The image index in {folder} is damaged: {what}.", hint=_anew(folder))
+
+
+def _anew(folder: Path) -> str:
+    return f"delete {folder / MANIFEST}, and index the images anew"
 
 
 def _is_below(path: str, roots: Sequence[str]) -> bool:

@@ -61,13 +61,16 @@ class Eyes:
 
     def embed_pixels(self, batch: Sequence[Any]) -> Any:
         self.seen += len(batch)
+        return self.unit(batch)
+
+    def unit(self, batch: Sequence[Any]) -> Any:
         rows = np.array(batch, dtype=np.float32).reshape(-1, self.dimension)
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
     def embed_images(self, images: Any, batch_size: int = 32) -> Any:
         from multimodal_llm.visual_question_answering.data_loader import open_image
 
-        return self.embed_pixels([self.pixels(open_image(image)) for image in images])
+        return self.unit([self.pixels(open_image(image)) for image in images])
 
     def embed_texts(self, texts: Sequence[str]) -> Any:
         rows = np.array([np.random.default_rng(list(f"{self.name} {text}".encode())).standard_normal(48)
@@ -437,6 +440,8 @@ def altered_manifest(**changes: Any) -> Callable[[Path], Any]:
         (altered_manifest(generation="abc"), "not one of format 1"),
         (altered_manifest(generation=float("inf")), "not one of format 1"),
         (altered_manifest(model=None), "not one of format 1"),
+        (altered_manifest(probe=[0.1] * 8), "another version of this program"),
+        (altered_manifest(probe=[float("nan")] * 16), "another version of this program"),
         (altered_manifest(**{"no match": {"text": CALIBRATION | {"threshold": "0.3"}}}), "not one of format 1"),
         (altered_manifest(**{"no match": {"text": CALIBRATION | {"threshold": float("nan")}}}), "not one of format 1"),
         (lambda folder: [path.unlink() for path in folder.glob("index-*")], "is missing"),
@@ -452,6 +457,17 @@ def test_damage_is_told_and_never_searched(
     ImageIndex(tmp_path / "index", Eyes()).update([photos])
     damage(tmp_path / "index")
     with pytest.raises(InputError, match=message):
+        ImageIndex(tmp_path / "index", Eyes())
+
+
+@pytest.mark.parametrize("tower", ["embed_texts", "pixels"])
+def test_a_model_of_the_same_name_with_another_tower_is_refused(
+    tower: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ImageIndex(tmp_path / "index", Eyes()).update([photos])
+    real = getattr(Eyes, tower)
+    monkeypatch.setattr(Eyes, tower, lambda self, given: -real(self, given))
+    with pytest.raises(InputError, match="of another model that was called eyes"):
         ImageIndex(tmp_path / "index", Eyes())
 
 
