@@ -359,6 +359,8 @@ def labelling(models: dict[str, str]) -> None:
             classifier = kept("classifier", (models[CLIP], template, *labels),
                               lambda: ZeroShotClassifier(encoder, labels, template))  # fmt: skip
             vector = kept("label-vector", (given.id, models[CLIP]), lambda: encoder.embed_images([image]))
+        if classifier.unread:
+            st.warning(plain(f"The model can't read these: {', '.join(classifier.unread)}"))
         show_bars(classifier.ranked(classifier.probabilities(vector)[0], len(labels)))
         st.caption("Each label is judged alone." if encoder.each_alone else "The probabilities sum to 1.")
         st.caption(plain("Compared with: " + "; ".join(filled(one, labels[0]) for one in classifier.templates)))

@@ -42,7 +42,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from multimodal_llm.clip_applications.zero_shot_classification import ClipEncoder, Vectors, embed_readable, load_clip
+from multimodal_llm.clip_applications.zero_shot_classification import (
+    ClipEncoder,
+    Vectors,
+    embed_readable,
+    load_clip,
+    unreadable,
+)
 from multimodal_llm.image_captioning.caption_evaluation import read_captions
 from multimodal_llm.visual_question_answering.data_loader import IMAGE_SUFFIXES, MAX_BYTES, Skipped, open_image
 from shared.config import check_range, run_commands
@@ -564,10 +570,13 @@ class ImageIndex:
         """Find images that go with texts; see :meth:`search`.
 
         Raises:
-            InputError: A text is empty.
+            InputError: A text is empty, or in a script that the model can't read.
         """
-        if not all(text.strip() for text in texts):
-            raise InputError("The query is empty.")
+        for text in texts:
+            if not text.strip():
+                raise InputError("The query is empty.")
+            if not self.encoder.reads(text):
+                raise unreadable(text)
         return self.search(self.encoder.embed_texts(list(texts)), k, "text")
 
     def search_images(self, images: Iterable[Any], k: int = 10) -> list[Found]:

@@ -24,6 +24,7 @@ import logging
 import math
 import re
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,6 +146,16 @@ class ClipEncoder:
             rows.append(self._features("text", dict(inputs)))
         return np.concatenate(rows) if rows else np.zeros((0, self.dimension), np.float32)
 
+    def reads(self, text: str) -> bool:
+        """Say whether the tokenizer knows anything of a text; of Chinese, one for English has only bytes or unknowns."""
+        others = "".join(char for char in text if not char.isascii() and not char.isspace())
+        if not others or any(char.isascii() and char.isalnum() for char in text):
+            return True
+        data = others.encode("utf-8", "replace")
+        unknown = (self.processor.tokenizer.unk_token, "▁")
+        known = [token for token in self.processor.tokenizer.tokenize(data.decode()) if token not in unknown]
+        return 0 < len(known) < len(data)  # a token for each byte is spelled, not read
+
     @functools.cached_property
     def dimension(self) -> int:
         """C, the length of an embedding."""
@@ -237,6 +248,12 @@ def class_vectors(encoder: ClipEncoder, labels: Sequence[str], templates: Sequen
     return np.asarray(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12))
 
 
+def unreadable(text: str) -> InputError:
+    """Return the error of a text that :meth:`ClipEncoder.reads` nothing of."""
+    return InputError(f"The model can't read {textwrap.shorten(text, 80)!r}.",
+                      hint="say it in English, or whatever it was trained in; or another --model")  # fmt: skip
+
+
 def read_lines(name: str) -> list[str]:
     """Read the lines of a text file that are not empty.
 
@@ -263,14 +280,22 @@ class ZeroShotClassifier:
         labels: One at least, no two alike.
         templates: See :func:`templates_for`.
 
+    Attributes:
+        unread: Labels in a script that the model can't read; what it says of them means nothing.
+
     Raises:
-        InputError: There is no label, one is empty, or one comes twice.
+        InputError: There is no label, one is empty or comes twice, or the model can read none of them.
     """
 
     def __init__(self, encoder: ClipEncoder, labels: Sequence[str], templates: str = "") -> None:
         self.encoder, self.labels = encoder, [label.strip() for label in labels]
         if not self.labels or not all(self.labels) or len(set(self.labels)) < len(self.labels):
             raise InputError(f"labels must be different names, one at least. Got {list(labels)!r:.200}.")
+        self.unread = [label for label in self.labels if not encoder.reads(label)]
+        if len(self.unread) == len(self.labels):
+            raise unreadable(self.unread[0])
+        if self.unread:
+            logger.warning("the model can't read %s: what it says of them means nothing", ", ".join(self.unread))
         self.templates = templates_for(templates, self.labels, encoder.name)
         self.vectors = class_vectors(encoder, self.labels, self.templates)
 

@@ -72,6 +72,9 @@ class Eyes:
 
         return self.unit([self.pixels(open_image(image)) for image in images])
 
+    def reads(self, text: str) -> bool:
+        return text.isascii()
+
     def embed_texts(self, texts: Sequence[str]) -> Any:
         rows = np.array([np.random.default_rng(list(f"{self.name} {text}".encode())).standard_normal(48)
                          for text in texts], dtype=np.float32)  # fmt: skip
@@ -519,6 +522,8 @@ def test_another_model_or_kind_is_refused(photos: Path, tmp_path: Path) -> None:
         images.search_images([picture(0)], k=0)
     with pytest.raises(InputError, match="The query is empty"):
         images.search_texts([" "])
+    with pytest.raises(InputError, match="can't read '😀'"):
+        images.search_texts(["a dog", "😀"])
 
 
 # --- Real models, processes and commands ------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -165,6 +166,26 @@ def test_prompts_have_articles_chinese_and_files(tmp_path: Path) -> None:
 def test_labels_must_be_different_and_not_empty(labels: list[str], encoders: dict[str, ClipEncoder]) -> None:
     with pytest.raises(InputError, match="labels must be different"):
         ZeroShotClassifier(encoders["clip"], labels)
+
+
+def test_what_a_tokenizer_only_spells_in_bytes_is_not_read(encoders: dict[str, ClipEncoder]) -> None:
+    builtin = load_clip("builtin:clip", "cpu")
+    for encoder in (builtin, *encoders.values()):
+        assert not any(map(encoder.reads, ("😀", "圆形", "圆形！", "圆形, 方形", "Ж")))
+        assert all(map(encoder.reads, ("a dog", "café", "red 圆形", "12", "...", "")))
+    # One whose vocabulary has the script reads it, whole characters or pieces of their bytes
+    for pieces in (["圆", "形"], ["▁", "圆", "形"], ["åľĨ", "å", "½", "¢</w>"]):
+        tokenizer = SimpleNamespace(unk_token="<unk>", tokenize=lambda text, pieces=pieces: pieces)
+        assert ClipEncoder.reads(SimpleNamespace(processor=SimpleNamespace(tokenizer=tokenizer)), "圆形")
+
+
+def test_labels_that_the_model_cant_read_are_refused_or_told(
+    encoders: dict[str, ClipEncoder], caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(InputError, match="can't read '圆形'"):
+        ZeroShotClassifier(encoders["clip"], ["圆形", "方形"])
+    assert ZeroShotClassifier(encoders["clip"], ["圆形", "dog"]).unread == ["圆形"]
+    assert "can't read 圆形" in caplog.text
 
 
 @given(st.permutations(LABELS + ["blue", "一"]))
