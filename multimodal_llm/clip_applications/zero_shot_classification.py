@@ -22,6 +22,7 @@ import itertools
 import json
 import logging
 import math
+import os
 import re
 import sys
 import textwrap
@@ -147,7 +148,7 @@ class ClipEncoder:
         return np.concatenate(rows) if rows else np.zeros((0, self.dimension), np.float32)
 
     def reads(self, text: str) -> bool:
-        """Say whether the tokenizer knows anything of a text; of Chinese, one for English has only bytes or unknowns."""
+        """Say whether the tokenizer knows any of a text; of Chinese, one for English has only bytes or unknowns."""
         others = "".join(char for char in text if not char.isascii() and not char.isspace())
         if not others or any(char.isascii() and char.isalnum() for char in text):
             return True
@@ -197,7 +198,7 @@ def load_clip(model: str = "builtin:clip", device: str = "auto", dtype: str = "a
 
 # --- Prompts ----------------------------------------------------------------------------------------------------------
 
-# {} is the label as it stands, {a} with "a" or "an" before it.
+# {} is the label as it stands, {a} with "a" or "an" before it; a label's own article stays, but never after another.
 TEMPLATES = {
     "plain": ("{}",),
     "scene": ("{a}", "a picture of {a}", "an image of {a}"),
@@ -206,6 +207,7 @@ TEMPLATES = {
     "zh": ("{}", "一张{}的照片", "{}的图片", "一张清晰的{}的照片", "一张模糊的{}的照片", "{}的特写", "一幅{}的画"),
 }  # fmt: skip
 HAN = re.compile("[\u3400-\u9fff]")
+ARTICLE = re.compile(r"(an?|the)\s+", re.IGNORECASE)
 
 
 def templates_for(name: str, labels: Sequence[str], model: str = "") -> tuple[str, ...]:
@@ -224,7 +226,7 @@ def templates_for(name: str, labels: Sequence[str], model: str = "") -> tuple[st
         name = "zh" if any(map(HAN.search, labels)) else "scene" if model == "builtin:clip" else "photo"
     if name in TEMPLATES:
         return TEMPLATES[name]
-    lines = read_lines(name) if Path(name).is_file() else [name]
+    lines = read_lines(name) if os.path.isfile(name) else [name]
     if wrong := [line for line in lines if "{}" not in line and "{a}" not in line]:
         raise InputError(f"A template must have {{}} or {{a}} where the label goes. Got {wrong[0]!r}.",
                          hint=f"a file with one a line, or one of {', '.join(TEMPLATES)}")  # fmt: skip
@@ -233,8 +235,11 @@ def templates_for(name: str, labels: Sequence[str], model: str = "") -> tuple[st
 
 def filled(template: str, label: str) -> str:
     """Put a label into a prompt."""
+    own = ARTICLE.match(label)
+    bare = label[own.end() :] if own else label
     article = "an" if label[:1].lower() in tuple("aeiou") else "a"
-    return template.replace("{a}", f"{article} {label}").replace("{}", label)
+    template = template.replace("{a}", "{}" if own else f"{article} {{}}")
+    return re.sub(r"(?i)(\b(?:an?|the) )?\{\}", lambda place: place[1] + bare if place[1] else label, template)
 
 
 def class_vectors(encoder: ClipEncoder, labels: Sequence[str], templates: Sequence[str]) -> Vectors:
@@ -396,7 +401,8 @@ class ClassReport:
         width = max(12, *map(len, self.labels))
         lines = [f"{'class':{width}} {'precision':>9} {'recall':>9} {'F1':>9} {'images':>8}"]
         for label, (precision, recall, f1, support) in self.per_class.items():
-            lines.append(f"{label:{width}} {precision:9.4f} {recall:9.4f} {f1:9.4f} {support:8,}")
+            figures = [f"{value:9.4f}" if support else f"{'–':>9}" for value in (precision, recall, f1)]
+            lines.append(f"{label:{width}} {' '.join(figures)} {support:8,}")
         found = self.metrics()
         lines.append(f"accuracy {found['accuracy']:.4f} [{found['accuracy low']:.4f}, {found['accuracy high']:.4f}], "
                      f"top 5 {found['top-5 accuracy']:.4f}, macro-F1 {found['macro-F1']:.4f}, calibration error "
@@ -576,7 +582,7 @@ class ClassifyConfig(ModelConfig):
 def classify(config: ClassifyConfig) -> None:
     """Classify images; see :class:`ClassifyConfig`."""
     if config.labels:
-        labels = read_lines(config.labels) if Path(config.labels).is_file() else config.labels.split(",")
+        labels = read_lines(config.labels) if os.path.isfile(config.labels) else config.labels.split(",")
         labels = list(dict.fromkeys(filter(None, map(str.strip, labels))))
     else:
         labels = list(scene_labels("both"))
@@ -625,12 +631,12 @@ class EvaluateConfig(ModelConfig):
     data: str = "builtin:scenes"
     """builtin:scenes (one object each, by shape and by color), or a folder with a folder of images for each class."""
     count: int = 500
-    """Scenes, >= 1."""
+    """Scenes, 1 to 100,000."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        check_range("count", self.count, 1)
+        check_range("count", self.count, 1, 100_000)
 
 
 def evaluate(config: EvaluateConfig) -> None:

@@ -153,6 +153,9 @@ def test_prompts_have_articles_chinese_and_files(tmp_path: Path) -> None:
     assert [filled("a photo of {a}.", label) for label in ("dog", "orange")] == ["a photo of a dog.",
                                                                                  "a photo of an orange."]  # fmt: skip
     assert filled("{}的照片", "猫") == "猫的照片"
+    own = [filled(template, "A red diamond") for template in ("{}", "an image of {a}.", "a photo of the {}.", "A {}")]
+    assert own == ["A red diamond", "an image of A red diamond.", "a photo of the red diamond.", "A red diamond"]
+    assert [filled("{a}", label) for label in ("the sea", "a", "anthill")] == ["the sea", "an a", "an anthill"]
     assert templates_for("", ["猫", "dog"]) == TEMPLATES["zh"]
     assert templates_for("", ["dog"], "builtin:clip") == TEMPLATES["scene"]
     assert templates_for("", ["dog"], "openai/clip-vit-base-patch32") == TEMPLATES["photo"]
@@ -160,6 +163,8 @@ def test_prompts_have_articles_chinese_and_files(tmp_path: Path) -> None:
     assert templates_for(str(tmp_path / "mine.txt"), ["dog"]) == ("a sketch of {}", "{a}")
     with pytest.raises(InputError, match="where the label goes"):
         templates_for("a photo", ["dog"])
+    long = "a photo of {}, " + "which is large, " * 500  # longer than a file's name may be
+    assert templates_for(long, ["dog"]) == (long,)
 
 
 @pytest.mark.parametrize("labels", [[], ["dog", " dog"], ["dog", ""]])
@@ -212,6 +217,7 @@ def test_a_report_counts_what_is_there() -> None:
     assert metrics["macro-F1"] == pytest.approx((2 / 3 + 0.8) / 2)  # of the classes that are there
     assert metrics["accuracy low"] < 0.75 < metrics["accuracy high"]
     assert "macro-F1 0.7333" in str(report)
+    assert next(line for line in str(report).split("\n") if "never" in line).split() == ["never", *"–––0"]
 
 
 def test_calibration_error_and_interval_against_their_definitions() -> None:
@@ -320,6 +326,16 @@ def test_a_folder_is_classified_into_a_file_with_the_original_paths(
     assert capsys.readouterr().out.count("photos, mine/") == len(good)
 
 
+def test_labels_may_be_more_than_fit_into_a_file_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: dict[str, str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    noise(0).save("photo.png")
+    labels = ",".join(f"label number {i}" for i in range(60))
+    assert cli("classify", "--model", folders["clip"], "--input", "photo.png", "--labels", labels, "--run", "one") == 0
+    assert results()["metrics"]["labels"] == 60
+
+
 def test_a_folder_of_classes_is_evaluated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -355,6 +371,7 @@ def test_the_scenes_are_evaluated_by_shape_and_color(
         (["classify", "--input", "none.png", "--labels", "a"], "No such file", 1),
         (["classify", "--input", "empty", "--labels", "a"], "There is no image", 2),
         (["classify", "--batch_size", "0"], "batch_size must be in", 2),
+        (["evaluate", "--count", "1000000"], "count must be in", 2),
         (["evaluate", "--data", "empty"], "There is no class", 2),
         (["evaluate", "--data", "org/name"], "data must be a folder", 2),
     ],
