@@ -29,6 +29,7 @@ import math
 import os
 import random
 import re
+import shlex
 import sys
 import threading
 import time
@@ -405,12 +406,14 @@ class Hit:
         cosine: With the query, in [-1, 1].
         paths: All files with this very content.
         thumbnail: A small JPEG of it, if that is there.
+        match: Whether the cosine reaches the threshold; None where none was calibrated.
     """
 
     path: str
     cosine: float
     paths: tuple[str, ...]
     thumbnail: str | None
+    match: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -562,8 +565,8 @@ class ImageIndex:
                 exact = min(len(vectors), max(2 * exact, k + holes))
                 [rows] = nearest_rows(_flat(state.index), query[None].astype(np.float32), exact).tolist()
                 pairs = self._scored(state, vectors, query, rows)
-            hits = [self._hit(entry, cosine) for cosine, entry in pairs[:k]]
-            results.append(Found(hits, None if calibration is None else hits[0].cosine >= calibration.threshold))
+            hits = [self._hit(entry, cosine, calibration) for cosine, entry in pairs[:k]]
+            results.append(Found(hits, hits[0].match))
         return results
 
     def search_texts(self, texts: Sequence[str], k: int = 10) -> list[Found]:
@@ -591,9 +594,10 @@ class ImageIndex:
         pairs = [(float(cosine), state.entries[row]) for cosine, row in zip(cosines, kept, strict=True)]
         return sorted(pairs, key=lambda pair: (-pair[0], min(pair[1].files)))  # type: ignore[misc, union-attr]
 
-    def _hit(self, entry: _Entry, cosine: float) -> Hit:
+    def _hit(self, entry: _Entry, cosine: float, calibration: Calibration | None) -> Hit:
         paths, small = tuple(sorted(entry.files)), self._thumbnail(entry.sha256)
-        return Hit(paths[0], cosine, paths, str(small) if small.exists() else None)
+        match = None if calibration is None else cosine >= calibration.threshold
+        return Hit(paths[0], cosine, paths, str(small) if small.exists() else None, match)
 
     def _thumbnail(self, sha256: str) -> Path:
         return self.folder / "thumbnails" / f"{sha256}.jpg"
@@ -1049,7 +1053,7 @@ def scene_recall(encoder: ClipEncoder, count: int = 500, seed: int = 0) -> dict[
 
 # --- Commands ---------------------------------------------------------------------------------------------------------
 
-GALLERY, GALLERY_SIZE = OUTPUTS / PROJECT / "gallery", 200
+GALLERY, GALLERY_INDEX, GALLERY_SIZE = OUTPUTS / PROJECT / "gallery", OUTPUTS / PROJECT / "gallery_index", 200
 
 
 @dataclass
@@ -1091,8 +1095,10 @@ class _FolderConfig(_ModelConfig):
             InputError: There is none, or it is of another model.
         """
         if not (Path(self.folder) / MANIFEST).exists():
+            its = "" if self.folder == _FolderConfig.folder else f" --folder {shlex.quote(self.folder)}"
+            drawn = f"; or --folder {GALLERY_INDEX}, the gallery" if (GALLERY_INDEX / MANIFEST).exists() else ""
             raise InputError(f"There is no image index in {self.folder!r}.",
-                             hint=f"python -m {MODULE} index --input PHOTOS")  # fmt: skip
+                             hint=f"python -m {MODULE} index --input PHOTOS{its}{drawn}")  # fmt: skip
         return ImageIndex(self.folder, self.encoder())
 
 
@@ -1161,8 +1167,10 @@ def index(config: IndexConfig) -> None:
     run.finish(model=images.encoder.name, data=", ".join(config.input) or "builtin:scenes", seed=0, metrics=metrics)
     counts = ", ".join(f"{name} {count:,}" for name, count in changes.metrics().items())
     sys.stdout.write(f"{config.folder}: {len(images):,} images in {len(images.paths()):,} files; {counts}\n")
-    if not len(images):
+    if not len(images) and changes.skipped.counts:
         raise InputError("None of the images could be opened.")
+    if not len(images):
+        sys.stdout.write(f"There is no image left in {', '.join(inputs)}: all were removed from the index.\n")
 
 
 def draw_gallery() -> Path:
@@ -1206,7 +1214,7 @@ class SearchConfig(_FolderConfig):
     text: str = ""
     """What to look for; several with | between them."""
     image: list[str] = field(default_factory=list)
-    """Files to look for the like of. Without text and image the gallery of scenes is searched."""
+    """Files to look for the like of. Without text, image and folder the gallery of scenes is searched."""
     k: int = 5
     """How many images."""
 
@@ -1220,7 +1228,9 @@ def search(config: SearchConfig) -> None:
     """Search; see :class:`SearchConfig`."""
     texts = list(filter(None, map(str.strip, config.text.split("|"))))
     if not texts and not config.image:  # the gallery, asked for two scenes that are there, and for one that is not
-        config = replace(config, folder=str(OUTPUTS / PROJECT / "gallery_index"))
+        if config.text or config.folder not in (SearchConfig.folder, str(GALLERY_INDEX)):
+            raise InputError("text must not be empty.", hint='--text "a red circle", or --image FILE')
+        config = replace(config, folder=str(GALLERY_INDEX))
         index(IndexConfig(config.model, config.device, config.dtype, config.threads, folder=config.folder))
         drawn = distinct_scenes(GALLERY_SIZE + 1)
         texts = [drawn[place].scene.caption for place in (3, 4, GALLERY_SIZE)]
@@ -1230,12 +1240,14 @@ def search(config: SearchConfig) -> None:
     found = images.search_texts(texts, config.k) if texts else []
     found += images.search_images([Path(name).expanduser() for name in config.image], config.k) if config.image else []
     lines = []
-    for query, its in zip(queries, found, strict=True):
-        sure = {True: "", False: "   no match: the nearest are", None: "   (no match is not calibrated)"}[its.match]
-        sys.stdout.write(f"{query}{sure}\n")
+    for number, (query, its) in enumerate(zip(queries, found, strict=True)):
+        wanted = f"index {'with --captions of ' if number < len(texts) else ''}{FEWEST_CALIBRATED} images at least"
+        sure = {True: "* is a match", False: "no match: the nearest are",
+                None: f"the nearest; to know what is a match, {wanted}"}  # fmt: skip
+        sys.stdout.write(f"{query}   {sure[its.match]}\n")
         for hit in its.hits:
             more = f"   and {len(hit.paths) - 1} with the same content" if len(hit.paths) > 1 else ""
-            sys.stdout.write(f"    {hit.cosine:.4f}  {printable(hit.path)}{more}\n")
+            sys.stdout.write(f"  {'*' if hit.match else ' '} {hit.cosine:.4f}  {printable(hit.path)}{more}\n")
         lines.append(json.dumps({"query": query, "match": its.match, "hits": [asdict(hit) for hit in its.hits]}) + "\n")
     write_atomic(run.folder / "found.jsonl", "".join(lines))
     matches = [its.match for its in found if its.match is not None]
@@ -1297,19 +1309,24 @@ def evaluate(config: EvaluateConfig) -> None:
                               list(_images_below(os.path.abspath(folder), folder / "no index", [])))  # fmt: skip
         if not known:
             raise InputError(f"None of the captions is of an image in {folder}.")
+        skipped = Skipped()
+        for path in (path for path, its in known.items() for text in its if not text.strip()):
+            skipped.add("the caption is empty", path)
+        known = {path: said for path, its in known.items() if (said := list(filter(str.strip, its)))}
+        if not known:
+            raise InputError(f"All captions of images in {folder} are empty.")
     encoder = config.encoder()
     run = Run(PROJECT, MODULE, "evaluate", config, name=config.run)
     if source.origin == "builtin":
         metrics: dict[str, float] = scene_recall(encoder, config.count, config.seed)
     else:
-        skipped = Skipped()
         looked = list(embed_readable(encoder, list(known), skipped, what="evaluate"))
         for line in filter(None, str(skipped).split("\n")):
             logger.warning("%s", line)
         if not looked:
             raise InputError("None of the images could be opened.")
         kept = [list(known)[i] for i, _ in looked]
-        pairs = [(path, text) for path in kept for text in known[path] if text.strip()]
+        pairs = [(path, text) for path in kept for text in known[path]]
         texts = encoder.embed_texts([text for _, text in pairs])
         metrics = recall(np.stack([vector for _, vector in looked]), texts, kept, [path for path, _ in pairs])
         metrics |= {"images": len(kept), "captions": len(pairs), "left out": skipped.counts.total()}

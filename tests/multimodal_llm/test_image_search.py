@@ -370,6 +370,9 @@ def test_no_match_is_calibrated_saved_and_told(tmp_path: Path) -> None:
     assert again.calibrations == found
     assert again.search_images([picture(0)], k=1)[0].match is True
     assert again.search_images([picture(4711)], k=1)[0].match is False
+    [some] = again.search_images([picture(0)], k=9)
+    assert [hit.match for hit in some.hits] == [hit.cosine >= found["image"].threshold for hit in some.hits]
+    assert {hit.match for hit in some.hits} == {True, False}
     again.update([folder_of(tmp_path / "photos", [61])])
     assert again.calibrations == found  # stays until it is made anew
     few = ImageIndex(tmp_path / "few", Eyes())
@@ -612,7 +615,8 @@ def test_the_commands_index_search_and_forget(
     query = ["--text", "a red dog, a cat | one", "--image", "photos/7.png", "--k", "3"]
     assert cli("search", "--model", clip, *query, "--run", "two") == 0
     shown = capsys.readouterr().out
-    assert f"1.0000  {photos}/7.png   and 1 with the same content" in shown
+    assert "photos/7.png   * is a match\n" in shown
+    assert f"  * 1.0000  {photos}/7.png   and 1 with the same content" in shown
     found = [json.loads(line) for line in Path("outputs/multimodal_llm/two/found.jsonl").read_text().splitlines()]
     assert [one["query"] for one in found] == ["a red dog, a cat", "one", "photos/7.png"]
     assert found[2]["match"] is True
@@ -621,6 +625,33 @@ def test_the_commands_index_search_and_forget(
     assert cli("remove", "--model", clip, "--paths", "photos/7.png") == 0
     assert cli("remove", "--model", clip) == 0
     assert capsys.readouterr().out.count(".png\n") == 1 + 30
+
+
+def test_a_search_says_what_lacks_for_it_to_know_a_match_and_where_the_gallery_is(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli("index", "--input", "photos", "--model", clip) == 0
+    assert cli("search", "--text", "red", "--image", "photos/1.png", "--model", clip) == 0
+    shown = capsys.readouterr().out
+    assert "red   the nearest; to know what is a match, index with --captions of 20 images at least" in shown
+    assert "1.png   the nearest; to know what is a match, index 20 images at least" in shown
+    Path("outputs/multimodal_llm/index").rename("outputs/multimodal_llm/gallery_index")
+    assert cli("search", "--text", "red", "--model", clip) == 2
+    hint = capsys.readouterr().err
+    assert "index --input PHOTOS; or --folder outputs/multimodal_llm/gallery_index, the gallery" in hint
+
+
+def test_an_emptied_folder_empties_the_index_and_is_no_error(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli("index", "--input", "photos", "--model", clip) == 0
+    shutil.rmtree(photos)
+    photos.mkdir()
+    assert cli("index", "--input", "photos", "--model", clip) == 0
+    shown = capsys.readouterr().out
+    assert "0 images in 0 files" in shown and "There is no image left in photos: all were removed" in shown
 
 
 def test_captions_are_found_by_path_or_by_a_name_that_only_one_has(photos: Path, tmp_path: Path) -> None:
@@ -644,7 +675,7 @@ def test_a_search_without_anything_shows_a_gallery(
 
 
 def test_recall_of_a_folder_and_of_the_scenes(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: str
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     lines = [json.dumps({"image": f"{i}.png", "captions": [f"number {i}", f"{i}!"]}) for i in range(6)]
@@ -654,6 +685,16 @@ def test_recall_of_a_folder_and_of_the_scenes(
     metrics = metrics_of("one")
     assert (metrics["images"], metrics["captions"], metrics["left out"]) == (5, 10, 1)
     assert metrics["text to image R@5"] == 1 and 0 <= metrics["image to text R@1"] <= 1
+    said = [[f"number {i}", " "] if i % 2 else [""] for i in range(6)]
+    lines = [json.dumps({"image": f"{i}.png", "captions": its}) for i, its in enumerate(said)]
+    (photos / "captions.jsonl").write_text("\n".join(lines))
+    assert cli("evaluate", "--data", "photos", "--model", clip, "--run", "half") == 0
+    metrics = metrics_of("half")  # of 1 and 5: the others say nothing, and 3 is broken
+    assert (metrics["images"], metrics["captions"], metrics["left out"]) == (2, 2, 6 + 1)
+    assert metrics["image to text R@5"] == 1
+    (photos / "captions.jsonl").write_text('{"image": "1.png", "caption": " "}')
+    assert cli("evaluate", "--data", "photos", "--model", clip) == 2
+    assert "All captions of images in photos are empty" in capsys.readouterr().err
     assert cli("evaluate", "--count", "40", "--model", clip, "--run", "two") == 0
     figures = metrics_of("two")
     assert figures == pytest.approx(scene_recall(load_clip(clip), 40))
@@ -670,6 +711,10 @@ def test_recall_of_a_folder_and_of_the_scenes(
         (["index", "--input", "texts", "--model", "MODEL"], "None of the images could be opened", 2),
         (["index", "--index", "annoy"], "annoy", 2),
         (["search", "--text", "a dog", "--folder", "empty"], "There is no image index", 2),
+        (["search", "--text", "a dog", "--folder", "empty"], "index --input PHOTOS --folder empty", 2),
+        (["search", "--text", " | ", "--folder", "empty"], "text must not be empty", 2),
+        (["search", "--folder", "empty"], "text must not be empty", 2),
+        (["search", "--text", " "], "text must not be empty", 2),
         (["search", "--k", "0"], "k must be in", 2),
         (["evaluate", "--data", "empty"], "captions.jsonl", 1),
         (["evaluate", "--count", "3"], "count must be in", 2),
