@@ -12,6 +12,7 @@ import hashlib
 import html
 import io
 import logging
+import os
 import random
 import re
 import tempfile
@@ -113,9 +114,10 @@ def distinct(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(filter(None, map(str.strip, names))))
 
 
-def show_text(text: str, name: str, style: str = LARGE) -> None:
-    """Show a text as it is; ``name`` is for tests to find it."""
-    st.html(f'<div data-testid="{name}" style="{style}">{html.escape(text.strip()) or "(empty)"}</div>')
+def show_text(text: str, name: str, style: str = LARGE, title: str = "") -> None:
+    """Show a text as it is, with a title under the pointer; ``name`` is for tests to find it."""
+    st.html(f'<div data-testid="{name}" title="{html.escape(title)}" style="{style}">'
+            f'{html.escape(text.strip()) or "(empty)"}</div>')  # fmt: skip
 
 
 def show_bars(ranked: Sequence[tuple[str, float]]) -> None:
@@ -430,7 +432,7 @@ def searching(models: dict[str, str]) -> None:
         most = st.slider("Images", 1, 20, 6)
     with right, told():
         if not len(index):
-            raise InputError(f"None of the images in {folder} could be opened.")
+            raise InputError(f"There is no image in {folder} that can be opened.")
         if not query:
             st.info("Say what to look for.")
             return
@@ -443,19 +445,20 @@ def searching(models: dict[str, str]) -> None:
         else:
             st.warning("No match. The nearest are:")
         if calibration := index.calibrations.get("image" if by == "Image" else "text"):
-            st.caption(f"{str(calibration).capitalize()}.")
+            st.caption(f"{str(calibration).capitalize()}. ✓ is a match.")
         with st.container(horizontal=True):
             for hit in found.hits:
                 with st.container(width=145):
-                    show_hit(hit)
+                    show_hit(hit, folder)
 
 
-def show_hit(hit: image_search.Hit) -> None:
-    """Show a thumbnail with its cosine and path."""
+def show_hit(hit: image_search.Hit, folder: Path) -> None:
+    """Show a thumbnail with its cosine and its path in the folder."""
     if hit.thumbnail:
         st.image(enlarged(open_image(hit.thumbnail), 145))
     more = f"\nand {len(hit.paths) - 1} more with this content" if len(hit.paths) > 1 else ""
-    show_text(f"{hit.cosine:.3f}  {image_search.printable(hit.path)}{more}", "hit", SMALL)
+    path, name = map(image_search.printable, (hit.path, os.path.relpath(hit.path, folder)))
+    show_text(f"{'✓ ' if hit.match else ''}{hit.cosine:.3f}  {name}{more}", "hit", SMALL, path)
 
 
 def main() -> None:
