@@ -121,6 +121,8 @@ def test_an_image_is_captioned_and_asked_about(page: Any, scene: tuple[Path, sce
     fill(page, "Question", "图里有几个圆？")  # not its script
     says(page, "stAlert", re.compile("can't read '图里有几个圆？'"))
     numbers(page, "answer", 0)
+    fill(page, "Question", "how many circles are there?")
+    numbers(page, "stAlert", 0)
     assert page.title() == "Images and documents"
 
     (tmp_path / "text.png").write_text("no image", encoding="utf-8")
