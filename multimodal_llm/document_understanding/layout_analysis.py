@@ -26,6 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
+from multimodal_llm.visual_question_answering.data_loader import FORMATS
 from shared.config import check_range, run_commands
 from shared.errors import InputError
 from shared.logs import progress_bar
@@ -271,7 +272,7 @@ def _picture_pages(path: Path, max_pages: int) -> Iterator[tuple[Image, list[Wor
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with warnings.catch_warnings(), Image.open(path) as file:
+        with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as file:
             warnings.simplefilter("ignore")  # of odd metadata, which does not matter here
             frames = getattr(file, "n_frames", 1) if file.format in ("TIFF", "MPO") else 1
             frames = 1 if file.format == "MPO" else frames  # a photo and its preview
@@ -289,8 +290,8 @@ def _picture_pages(path: Path, max_pages: int) -> Iterator[tuple[Image, list[Wor
         raise InputError(f"{path} is too large a picture; at most {MAX_PIXELS:,} pixels are read.") from None
     except InputError:
         raise
-    except (OSError, ValueError, SyntaxError, EOFError) as error:  # what Pillow raises for damaged files
-        raise InputError(f"{path} is damaged: {error}.") from None
+    except Exception as error:  # decoders raise whatever they like
+        raise InputError(f"{path} can't be decoded: {str(error) or type(error).__name__}.") from None
 
 
 def _upright(file: Image) -> Image:
@@ -330,7 +331,7 @@ def _pdf_pages(path: Path, max_pages: int) -> Iterator[tuple[Image, list[Word]]]
                 bitmap = page.render(scale=scale)
                 words = _own_words(page, bitmap.get_posconv(page))
                 picture = bitmap.to_pil().convert("RGB")
-            except pypdfium2.PdfiumError as error:
+            except Exception as error:
                 raise InputError(f"Page {index + 1} of {path} can't be read: {error}") from None
             letters = sum(letter.isalnum() for word in words for letter in word.text)
             yield picture, words if letters >= MIN_LETTERS else []

@@ -180,6 +180,26 @@ def test_ruled_tables_with_a_cell_over_two_columns() -> None:
     assert all(0 <= cell.box[0] < cell.box[2] <= 400 for cell in table.cells)
 
 
+def test_a_picture_that_another_program_would_open_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Any] = []
+    monkeypatch.setattr("subprocess.Popen", lambda *arguments, **options: started.append(arguments))
+    monkeypatch.setattr("subprocess.check_call", lambda *arguments, **options: started.append(arguments))
+    Path("eps.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\nshowpage\n%%EOF\n")
+    assert cli("analyze", "--input", "eps.png") == 2
+    assert "neither a picture nor a PDF" in capsys.readouterr().err and not started
+
+
+def test_whatever_a_decoder_raises_is_reported(printed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(file: Image.Image) -> Image.Image:
+        raise RuntimeError("a surprise")
+
+    monkeypatch.setattr(module, "_upright", fails)
+    with pytest.raises(InputError, match="can't be decoded: a surprise"):
+        list(read_pages(printed))
+
+
 def test_spaced_letters_are_joined_and_glued_words_divided() -> None:
     def pieces(*texts: str) -> list[Word]:
         return [Word(text, (10.0 * i, 0, 10.0 * i + 9, 10), 0.9) for i, text in enumerate(texts)]
