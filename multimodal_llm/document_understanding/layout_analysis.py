@@ -473,13 +473,22 @@ def _by_tesseract(picture: Image) -> list[Word]:
 # --- Lines, reading order, blocks -------------------------------------------------------------------------------------
 
 
-def group_lines(words: Iterable[Word]) -> list[Line]:
-    """Join words into lines, from left to right: each to the nearest word on its height, up to its height away."""
+def group_lines(words: Iterable[Word], cells: Sequence[Box] = ()) -> list[Line]:
+    """Join words into lines, from left to right: each to the nearest word on its height, up to its height away.
+
+    Args:
+        words: In any order.
+        cells: Of ruled tables; no line goes from one into another.
+    """
     lines: list[list[Word]] = []
+    places: list[int] = []  # the cell of each line
     for word in sorted(words, key=lambda word: word.box[0]):
         height = word.box[3] - word.box[1]
+        place = next((i for i, cell in enumerate(cells) if _inside(word.box, cell)), -1)
         best, nearest = None, float("inf")
-        for line in lines:
+        for line, its in zip(lines, places, strict=True):
+            if its != place:
+                continue
             last = line[-1].box
             tall = min(height, last[3] - last[1])
             gap = word.box[0] - last[2]
@@ -488,6 +497,7 @@ def group_lines(words: Iterable[Word]) -> list[Line]:
                 best, nearest = line, abs(gap)
         if best is None:
             lines.append([word])
+            places.append(place)
         else:
             best.append(word)
     return [Line(tuple(line)) for line in lines]
@@ -575,12 +585,10 @@ def group_blocks(region: Sequence[Line]) -> list[Block]:
 # --- Tables -----------------------------------------------------------------------------------------------------------
 
 
-def find_tables(picture: Image | None, lines: Sequence[Line]) -> list[Table]:
-    """Find tables with drawn rules in the picture, and among the lines outside them tables by alignment."""
-    words = [word for line in lines for word in line.words]
-    tables = _ruled_tables(picture, words) if picture is not None and words else []
-    outside = [line for line in lines if not any(_inside(line.box, table.box) for table in tables)]
-    return sorted([*tables, *_aligned_tables(outside)], key=lambda table: table.box[1])
+def find_tables(ruled: Sequence[Table], lines: Sequence[Line]) -> list[Table]:
+    """Add to :func:`ruled_tables` those by alignment among the lines outside them; all from top to bottom."""
+    outside = [line for line in lines if not any(_inside(line.box, table.box) for table in ruled)]
+    return sorted([*ruled, *_aligned_tables(outside)], key=lambda table: table.box[1])
 
 
 def _inside(box: Box, other: Box) -> bool:
@@ -588,11 +596,13 @@ def _inside(box: Box, other: Box) -> bool:
     return other[0] <= x <= other[2] and other[1] <= y <= other[3]
 
 
-def _ruled_tables(picture: Image, words: Sequence[Word]) -> list[Table]:
+def ruled_tables(picture: Image | None, words: Sequence[Word]) -> list[Table]:
     """Find grids of long straight lines; the cells between them hold the words whose middle lies there."""
     import cv2
     import numpy as np
 
+    if picture is None or not words:
+        return []
     gray = np.asarray(picture.convert("L"))
     if min(gray.shape) < 20:
         return []
@@ -842,10 +852,12 @@ def analyze_words(
         engine: What read them.
         picture: To find ruled tables in.
     """
-    regions = reading_order(group_lines(words))
+    # Before the lines: a label may end so near the rule that the value behind it seems to be its next word
+    ruled = ruled_tables(picture, words)
+    regions = reading_order(group_lines(words, [cell.box for table in ruled for cell in table.cells]))
     blocks = tuple(block for region in regions for block in group_blocks(region))
     page = Page(source, number, width, height, engine, blocks)
-    return replace(page, tables=tuple(find_tables(picture, page.lines)), pairs=tuple(find_pairs(page.lines)))
+    return replace(page, tables=tuple(find_tables(ruled, page.lines)), pairs=tuple(find_pairs(page.lines)))
 
 
 def analyze_file(path: Path, engine: str = "rapidocr", max_pages: int = 50) -> Iterator[tuple[Page, Image]]:

@@ -274,6 +274,18 @@ def test_evaluate_without_a_folder_takes_rendered_documents() -> None:
     assert {"anls", "not_found_right", "found", "field_f1", "form_cards_anls"} <= results["metrics"].keys()
 
 
+def test_a_label_that_ends_at_its_rule_is_answered() -> None:
+    invoice = next(documents("test", 1, languages=("en",)))
+    words = [Word(word.text, word.box) for word in invoice.words]
+    [value] = [found for found in invoice.fields if found.key == "payment method"]
+    near = value.box[0] - 12 - max(w.box[2] for w in words if w.box[2] < value.box[0] and w.text == "method")
+    moved = [Word(w.text, (w.box[0] + near, w.box[1], w.box[2] + near, w.box[3])) if w.text in ("Payment", "method")
+             else w for w in words]  # fmt: skip
+    page = analyze_words(moved, *invoice.pages[0].size, picture=invoice.pages[0])
+    answer = DocumentQA().ask("What is the payment method?", [(page, None)])
+    assert (answer.text, answer.box) == (value.value, value.box)
+
+
 def test_a_title_is_no_label_of_what_stands_below() -> None:
     page = page_of([(0, 0, "INVOICE"), (600, 0, "Harbor Hardware & Sons"), (600, 24, "12 Mill Road, Ashford"),
                     (0, 100, "Invoice No.: R-97885"), (0, 140, "Total: 9.00")])  # fmt: skip

@@ -27,6 +27,7 @@ from multimodal_llm.document_understanding.layout_analysis import (
     read_pages,
     reading_order,
     recognize,
+    ruled_tables,
     split_box,
 )
 from shared.config import run_commands
@@ -157,7 +158,7 @@ def test_aligned_tables() -> None:
     rows = [("Item", "Qty", "Price"), ("Pens", "3", "4.50"), ("Paper", "1", "9.00"), ("Ink", "2", "7.25")]
     places = [((0, 200, 300)[x], 30.0 * y, text) for y, row in enumerate(rows) for x, text in enumerate(row)]
     words = written(*places, (0, 300, "Thank you"))
-    [table] = find_tables(None, group_lines(words))
+    [table] = find_tables([], group_lines(words))
     assert not table.ruled
     assert {(cell.row, cell.column): cell.text for cell in table.cells} == {
         (y, x): text for y, row in enumerate(rows) for x, text in enumerate(row)
@@ -172,12 +173,25 @@ def test_ruled_tables_with_a_cell_over_two_columns() -> None:
     for x, top in ((20, 20), (200, 70), (380, 20)):  # the first row has no rule in the middle
         pen.line((x, top, x, 170), "black", 2)
     words = written((30, 35, "Both"), (30, 85, "a"), (210, 85, "b"), (30, 135, "c"), (210, 135, "d"))
-    [table] = find_tables(picture, group_lines(words))
+    [table] = find_tables(ruled_tables(picture, words), group_lines(words))
     assert table.ruled
     assert [(cell.row, cell.column, cell.text, cell.column_span) for cell in table.cells] == [
         (0, 0, "Both", 2), (1, 0, "a", 1), (1, 1, "b", 1), (2, 0, "c", 1), (2, 1, "d", 1),
     ]  # fmt: skip
     assert all(0 <= cell.box[0] < cell.box[2] <= 400 for cell in table.cells)
+
+
+def test_no_line_goes_over_a_rule() -> None:
+    picture = Image.new("RGB", (400, 140), "white")
+    pen = ImageDraw.Draw(picture)
+    for y in (20, 70, 120):
+        pen.line((20, y, 380, y), "black", 2)
+    for x in (20, 200, 380):
+        pen.line((x, 20, x, 120), "black", 2)
+    words = written((56, 35, "Payment method"), (206, 35, "Bank transfer"), (56, 85, "Date"), (206, 85, "1/2/2024"))
+    assert group_lines(words)[0].text == "Payment method Bank transfer"  # as near as words of one line
+    page = analyze_words(words, 400, 140, picture=picture)
+    assert [line.text for line in page.lines] == ["Payment method", "Bank transfer", "Date", "1/2/2024"]
 
 
 def test_a_picture_that_another_program_would_open_is_refused(
@@ -315,7 +329,7 @@ def test_nothing_on_the_page_is_no_error(tmp_path: Path) -> None:
     assert page == Page(str(tmp_path / "a.png"), 1, 1, 1, "rapidocr", ())
     assert page.text == "" and json.loads(page.to_json())["blocks"] == []
     assert draw_page(page, picture).size == (1, 1)
-    assert group_lines([]) == reading_order([]) == find_pairs([]) == find_tables(None, []) == []
+    assert group_lines([]) == reading_order([]) == find_pairs([]) == find_tables([], []) == ruled_tables(None, []) == []
 
 
 def test_too_large_pictures_are_refused_or_shrunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
