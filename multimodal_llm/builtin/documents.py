@@ -366,8 +366,8 @@ def _invoice_boxed(sheet: _Sheet, pages: int) -> None:
     for i, key in enumerate(("customer", "invoice number", "date", "payment method")):
         x, y = 70 + 380 * (i % 2), 180 + 52 * (i // 2)
         sheet.pen.rectangle((x, y, x + 380, y + 52), outline=INK)
-        sheet.pen.line((x + 165, y, x + 165, y + 52), INK)
-        sheet.pair(key, x + 12, y + 16, 165, 18, colon=False)
+        sheet.pen.line((x + 180, y, x + 180, y + 52), INK)
+        sheet.pair(key, x + 12, y + 16, 180, 18, colon=False)
     _sums(sheet, _goods(sheet, 330, pages, False, True), 520, 818)
     sheet.pair("address", 70, sheet.size[1] - 120, 110, 17)
 

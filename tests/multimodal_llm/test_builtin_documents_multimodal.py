@@ -61,6 +61,18 @@ def test_values_are_made_of_the_words_in_their_boxes(drawn: list[Document]) -> N
             assert not found.label or found.label in LABELS[found.key][0]
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_labels_end_before_the_rule_of_their_cell(seed: int) -> None:
+    one = make_document(random.Random(seed), "invoice boxed")
+    for found in one.fields:
+        if found.key in ("customer", "invoice number", "date", "payment method"):
+            [(top, right)] = [(w.box[1], w.box[2]) for w in one.words if w.text == found.label.split()[-1]
+                              and 0 < found.box[0] - w.box[2] < 165 and abs(w.box[1] - found.box[1]) < 20]  # fmt: skip
+            rule = int(found.box[0]) - 12
+            pixels = np.asarray(one.pages[0].convert("L"))[int(top) : int(top) + 12, int(right) + 1 : rule + 4]
+            assert pixels.min(axis=0).argmin() >= 4, found  # white, and then the rule
+
+
 def test_sums_are_right(drawn: list[Document]) -> None:
     for one in drawn:
         values = {found.key: found.value for found in one.fields}
