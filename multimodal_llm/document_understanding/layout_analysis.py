@@ -46,6 +46,7 @@ DPI = 144  # of rendered PDF pages
 MIN_LETTERS = 10  # a PDF page with fewer letters and digits of its own is read as a picture
 MAX_CHARACTERS = 100_000  # of a PDF page's own text
 MARGIN = 0.1  # of a box's height, above and below the letters: the detector widens what it finds
+LEGEND = "words gray, blocks blue, tables green, keys orange, answers red"
 Box = tuple[float, float, float, float]
 logger = logging.getLogger(MODULE)
 
@@ -881,7 +882,9 @@ def analyze_file(path: Path, engine: str = "rapidocr", max_pages: int = 50) -> I
 
 
 def draw_page(page: Page, picture: Image, marked: Sequence[Box] = ()) -> Image:
-    """Draw what was found on a page: words gray, blocks blue, tables green, keys orange with a line to their values.
+    """Draw what was found on a page, in the colors of :data:`LEGEND`, and a line from each key to its value.
+
+    All but rules are drawn a little wider than they are, since OCR's boxes often begin within the first letter.
 
     Args:
         page: The page.
@@ -894,19 +897,26 @@ def draw_page(page: Page, picture: Image, marked: Sequence[Box] = ()) -> Image:
     pen = ImageDraw.Draw(drawn)
     thick = max(round(max(drawn.size) / 700), 1)
     for word in page.words:
-        pen.rectangle(word.box, outline=(190, 190, 190))
+        pen.rectangle(_wider(word.box), outline=(190, 190, 190))
     for block in page.blocks:
-        pen.rectangle(block.box, outline=(31, 119, 180), width=thick)
+        height = max(line.height for line in block.lines)
+        pen.rectangle(_wider(block.box, height), outline=(31, 119, 180), width=thick)
     for table in page.tables:
         for cell in table.cells:
-            pen.rectangle(cell.box, outline=(44, 160, 44), width=thick)
+            pen.rectangle(cell.box if table.ruled else _wider(cell.box), outline=(44, 160, 44), width=thick)
     for pair in page.pairs:
         (_, top, right, bottom), value = pair.key_box, pair.value_box
-        pen.rectangle(pair.key_box, outline=(255, 127, 14), width=thick)
+        pen.rectangle(_wider(pair.key_box), outline=(255, 127, 14), width=thick)
         pen.line((right, (top + bottom) / 2, value[0], (value[1] + value[3]) / 2), (255, 127, 14), thick)
     for box in marked:
-        pen.rectangle(box, outline=(214, 39, 40), width=2 * thick)
+        pen.rectangle(_wider(box), outline=(214, 39, 40), width=2 * thick)
     return drawn
+
+
+def _wider(box: Box, height: float = 0.0) -> Box:
+    """Widen a box by a fifth of the height of its letters."""
+    more = 0.2 * (height or box[3] - box[1])
+    return box[0] - more, box[1], box[2] + more, box[3]
 
 
 # --- The command ------------------------------------------------------------------------------------------------------
@@ -914,7 +924,10 @@ def draw_page(page: Page, picture: Image, marked: Sequence[Box] = ()) -> Image:
 
 @dataclass
 class AnalyzeConfig:
-    """Find the layout of pictures and PDFs; the run's folder gets a json and a drawing of every page."""
+    """Find the layout of pictures and PDFs; the run's folder gets a json and a drawing of every page.
+
+    Drawn are words gray, blocks blue, tables green, and keys orange with a line to their values.
+    """
 
     input: str = BUILTIN_DATA
     """A picture, a PDF, or a folder with such files at any depth; builtin:documents is a rendered invoice."""

@@ -408,7 +408,9 @@ def test_the_ask_command_reads_a_picture(capsys: pytest.CaptureFixture[str]) -> 
     picture.save("invoice.png")
     questions = ["What is the total?", "What is the due date?"]
     assert cli("ask", "--input", "invoice.png", "--question", json.dumps(questions), "--run", "r") == 0
-    total, due = map(json.loads, capsys.readouterr().out.splitlines())
+    printed = capsys.readouterr()
+    assert "saved in outputs/multimodal_llm/r; drawn are words gray" in printed.err
+    total, due = map(json.loads, printed.out.splitlines())
     assert (total["text"], total["found"], total["page"]) == ("48.50", True, 1) and due["found"] is False
     assert Image.open("outputs/multimodal_llm/r/page-1.png").size == (700, 260)
 

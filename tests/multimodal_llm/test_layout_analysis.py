@@ -214,6 +214,13 @@ def test_whatever_a_decoder_raises_is_reported(printed: Path, monkeypatch: pytes
         list(read_pages(printed))
 
 
+def test_drawn_boxes_leave_room_for_the_first_letter() -> None:
+    page = analyze_words([Word("Total", (50, 50, 100, 70))], 200, 100)
+    drawn = draw_page(page, Image.new("RGB", (200, 100), "white"), [(50, 50, 100, 70)])
+    assert drawn.getpixel((46, 60)) == drawn.getpixel((104, 60)) == (214, 39, 40)
+    assert drawn.getpixel((50, 60)) == (255, 255, 255)
+
+
 def test_spaced_letters_are_joined_and_glued_words_divided() -> None:
     def pieces(*texts: str) -> list[Word]:
         return [Word(text, (10.0 * i, 0, 10.0 * i + 9, 10), 0.9) for i, text in enumerate(texts)]
