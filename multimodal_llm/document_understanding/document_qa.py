@@ -911,17 +911,17 @@ def read_receipts(folder: Path) -> Iterator[Receipt]:
         words: list[Word] = []
         box_file = folder / "box" / f"{key.stem}.csv"
         try:
-            fields = json.loads(key.read_text(encoding="utf-8-sig"))
+            fields = {name: str(value) for name, value in json.loads(key.read_text(encoding="utf-8-sig")).items()}
             text = box_file.read_text(encoding="utf-8-sig", errors="replace")
             for row in csv.reader(io.StringIO(text), quoting=csv.QUOTE_NONE):
                 if len(row) < 9:
                     continue
                 numbers = [float(value) for value in row[:8]]
                 box = min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2])
-                words += split_box(",".join(row[8:]), box)
-        except (ValueError, AttributeError) as error:
+                words += split_box(",".join(row[8:]), _checked(box))
+        except (ValueError, AttributeError, RecursionError, csv.Error) as error:
             raise InputError(f"The files of receipt {key.stem} can't be read: {error}.") from None
-        yield Receipt(folder / "img" / f"{key.stem}.jpg", words, {name: str(value) for name, value in fields.items()})
+        yield Receipt(folder / "img" / f"{key.stem}.jpg", words, fields)
 
 
 def read_forms(folder: Path) -> Iterator[Form]:
@@ -939,16 +939,19 @@ def read_forms(folder: Path) -> Iterator[Form]:
             places = {part["id"]: index for index, part in enumerate(parts)}
             links = {(places[a], places[b]) for part in parts for a, b in part["linking"] if {a, b} <= places.keys()}
             entities = [
-                Entity(part["text"], part["label"], _floats(part["box"]),
-                       [Word(word["text"], _floats(word["box"])) for word in part["words"] if word["text"].strip()])
+                Entity(part["text"], part["label"], _checked(part["box"]),
+                       [Word(word["text"], _checked(word["box"])) for word in part["words"] if word["text"].strip()])
                 for part in parts
             ]  # fmt: skip
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"The form {file} can't be read: {error!r}.") from None
         yield Form(folder / "images" / f"{file.stem}.png", entities, sorted(links))
 
 
-def _floats(box: Sequence[float]) -> Box:
+def _checked(box: Sequence[float]) -> Box:
+    """Return a box that can be on a page: the json module takes NaN for a number, and no page is so wide as 1e300."""
+    if not all(abs(edge) < 1e6 for edge in box):
+        raise ValueError(f"{list(box)} is no box in pixels")
     left, top, right, bottom = map(float, box)
     return left, top, right, bottom
 

@@ -384,6 +384,33 @@ def test_damaged_data_is_one_line(data: str, capsys: pytest.CaptureFixture[str])
     assert ("no forms" if data == "empty" else "can't be read") in error and "Traceback" not in error
 
 
+@pytest.mark.parametrize("key", ["[1]", "[" * 100_000 + "]" * 100_000, '{"total": ' * 100_000])
+def test_a_receipt_with_other_json_is_one_error(key: str) -> None:
+    (write_receipts(Path("sroie")) / "key" / "001.json").write_text(key)
+    with pytest.raises(InputError, match="receipt 001 can't be read"):
+        list(read_receipts(Path("sroie")))
+
+
+@pytest.mark.parametrize("edge", ["nan", "inf", "1e300"])
+def test_boxes_that_are_on_no_page_are_one_error(edge: str) -> None:
+    with (write_receipts(Path("sroie")) / "box" / "001.csv").open("a") as file:
+        file.write(f"\n{edge},0,50,0,50,20,{edge},20,Total")
+    with pytest.raises(InputError, match="receipt 001 can't be read: .* is no box"):
+        list(read_receipts(Path("sroie")))
+    form = write_form(Path("funsd")) / "annotations" / "a.json"
+    form.write_text(form.read_text().replace("[0, 0, 50, 20]", f"[{edge.replace('nan', 'NaN')}, 0, 50, 20]"))
+    with pytest.raises(InputError, match="a.json can't be read"):
+        list(read_forms(Path("funsd")))
+
+
+@pytest.mark.parametrize("change", [('"text": "Date:"', '"text": 5'), ('{"form": ', '{"form": ' + "[" * 100_000)])
+def test_a_form_with_other_json_is_one_error(change: tuple[str, str]) -> None:
+    form = write_form(Path("funsd")) / "annotations" / "a.json"
+    form.write_text(form.read_text().replace(*change))
+    with pytest.raises(InputError, match="a.json can't be read"):
+        list(read_forms(Path("funsd")))
+
+
 def test_the_evaluate_command() -> None:
     write_receipts(Path("sroie"))
     assert cli("evaluate", "--data", "sroie", "--words", "given", "--run", "r", "--limit", "1") == 0
