@@ -51,12 +51,13 @@ from multimodal_llm.document_understanding.layout_analysis import (
     rendered_file,
     split_box,
 )
+from multimodal_llm.image_captioning.blip_model import loading_errors
 from shared.config import check_range, run_commands
 from shared.errors import InputError
 from shared.logs import progress_bar
 from shared.results import Run, write_atomic
 from shared.runtime import pick_device, set_threads
-from shared.sources import Source, hub_errors, resolve
+from shared.sources import Source, resolve
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -755,12 +756,13 @@ class DocumentQA:
         if source.origin != "builtin":
             from transformers import AutoConfig
 
-            with hub_errors(source, BUILTIN):
+            with loading_errors(source, BUILTIN):
                 kind = AutoConfig.from_pretrained(source.name, revision=source.revision).model_type
-                if kind not in ("layoutlmv3", "vision-encoder-decoder"):
-                    raise InputError(f"{model} is a {kind}.", hint=f"a LayoutLMv3 or a Donut, or {BUILTIN}")
-                answerer = LayoutLMAnswerer if kind == "layoutlmv3" else DonutAnswerer
-                self.answerer = answerer(source, device)
+            if kind not in ("layoutlmv3", "vision-encoder-decoder"):
+                raise InputError(f"{model} is a {kind}, which does not answer questions about documents.",
+                                 hint=f"a LayoutLMv3 or a Donut that was tuned to, or {BUILTIN}")  # fmt: skip
+            with loading_errors(source, BUILTIN):
+                self.answerer = (LayoutLMAnswerer if kind == "layoutlmv3" else DonutAnswerer)(source, device)
 
     def read(self, path: Path, max_pages: int = 50) -> Document:
         """Read a picture or PDF once, for any number of questions.

@@ -21,11 +21,13 @@ import io
 import json
 import logging
 import math
+import re
 import sys
 import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -60,6 +62,44 @@ logger = logging.getLogger(MODULE)
 # --- Loading ----------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def loading_errors(source: Source, builtin: str) -> Iterator[None]:
+    """Turn whatever transformers and safetensors raise while a model is loaded into one error.
+
+    Args:
+        source: The model.
+        builtin: The embedded one to suggest.
+
+    Raises:
+        InputError: It holds no such model.
+        HubError: The hub can't be reached.
+        MemoryError: It does not fit.
+    """
+    if source.origin == "hub":
+        with hub_errors(source, builtin):
+            yield
+        return
+    try:
+        yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if _ran_out_of_memory(error):
+            raise MemoryError(reason) from None
+        if source.origin == "builtin":
+            raise InputError(f"{source} can't be loaded: {reason}") from None
+        raise InputError(f"{source} holds no model for this: {reason}",
+                         hint=f"a folder made by save_pretrained, or {builtin}") from None  # fmt: skip
+
+
+def _ran_out_of_memory(error: BaseException | None) -> bool:
+    """Tell whether memory ran out, which libraries say by classes of their own, or as the cause of another error."""
+    while error is not None:
+        if isinstance(error, MemoryError) or re.search("allocat|out of memory|map segment", str(error), re.IGNORECASE):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def load_pretrained(name: str, builtin: str, auto_class: str, device: str, dtype: str) -> tuple[Any, Any, Source]:
     """Load a model and its processor.
 
@@ -76,28 +116,19 @@ def load_pretrained(name: str, builtin: str, auto_class: str, device: str, dtype
     Raises:
         InputError: The folder holds no such model.
         HubError: The hub can't be reached.
+        MemoryError: It does not fit.
     """
     import transformers
 
     source = resolve(name, [builtin])
     place = str(BUILTIN / builtin) if source.origin == "builtin" else source.name
     where = pick_device(device)
-    options = {"revision": source.revision or "main"}
+    options = {"revision": source.revision or "main"} if source.origin == "hub" else {}
     auto = getattr(transformers, auto_class)
     transformers.utils.logging.disable_progress_bar()  # of weights being read, which takes no time worth a bar
-    with LOADING:
-        if source.origin == "hub":
-            with hub_errors(source, f"builtin:{builtin}"):
-                processor = transformers.AutoProcessor.from_pretrained(place, backend="pil", **options)
-                model = auto.from_pretrained(place, dtype=pick_dtype(dtype, where), **options)
-        else:
-            try:
-                processor = transformers.AutoProcessor.from_pretrained(place, backend="pil")
-                model = auto.from_pretrained(place, dtype=pick_dtype(dtype, where))
-            except Exception as error:  # transformers and safetensors raise whatever they like
-                reason = " ".join(str(error).split())[:200]
-                raise InputError(f"{source} holds no model for this: {type(error).__name__}: {reason}",
-                                 hint=f"a folder made by save_pretrained, or builtin:{builtin}") from None  # fmt: skip
+    with LOADING, loading_errors(source, f"builtin:{builtin}"):
+        processor = transformers.AutoProcessor.from_pretrained(place, backend="pil", **options)
+        model = auto.from_pretrained(place, dtype=pick_dtype(dtype, where), **options)
     return model.to(where).eval(), processor, source
 
 

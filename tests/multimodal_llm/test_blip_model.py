@@ -129,6 +129,19 @@ def test_a_folder_that_holds_no_model_is_named(tmp_path: Path) -> None:
     assert "builtin:captions" in error.value.hint
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_memory_that_runs_out_while_loading_is_called_that(wrapped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    def fails(*arguments: Any, **options: Any) -> Any:
+        error = RuntimeError("unable to mmap 4096 bytes: Cannot allocate memory (12)")
+        raise OSError("can't load the weights") from error if wrapped else error
+
+    monkeypatch.setattr(transformers.AutoModelForImageTextToText, "from_pretrained", fails)
+    with pytest.raises(MemoryError):
+        load_captioner()
+
+
 # --- The command ------------------------------------------------------------------------------------------------------
 
 

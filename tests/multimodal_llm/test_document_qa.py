@@ -43,7 +43,7 @@ spec = importlib.util.spec_from_file_location("tiny_models", Path(__file__).with
 assert spec is not None and spec.loader is not None
 tiny_models = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tiny_models)
-tiny_donut, tiny_layoutlmv3 = tiny_models.tiny_donut, tiny_models.tiny_layoutlmv3
+tiny_clip, tiny_donut, tiny_layoutlmv3 = tiny_models.tiny_clip, tiny_models.tiny_donut, tiny_models.tiny_layoutlmv3
 
 RECEIPT = [
     (100, 0, "LAKESIDE BOOKS SDN BHD (881234-X)"),
@@ -508,8 +508,14 @@ def test_hub_classes_run_by_command(tiny: Callable[[Path], str], tmp_path: Path)
 def test_a_model_of_another_class_is_refused(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     transformers.BertConfig().save_pretrained(tmp_path / "bert")
-    with pytest.raises(InputError, match="is a bert"):
-        DocumentQA(str(tmp_path / "bert"))
+    tiny_clip(tmp_path / "clip")
+    for kind in ("bert", "clip"):
+        with pytest.raises(InputError, match=f"is a {kind}, which does not answer") as error:
+            DocumentQA(str(tmp_path / kind))
+        assert "a LayoutLMv3 or a Donut" in error.value.hint and "hub" not in str(error.value)
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(InputError, match="nothing holds no model for this"):
+        DocumentQA(str(tmp_path / "nothing"))
 
 
 @pytest.mark.slow
