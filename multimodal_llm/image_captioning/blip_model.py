@@ -401,7 +401,7 @@ def fit(
         what: Name of the progress bar.
 
     Raises:
-        InputError: The loss is no longer a number.
+        InputError: The loss, or a weight at the end, is no longer a number.
         KeyboardInterrupt: It was stopped; the same call goes on.
     """
     import torch
@@ -454,6 +454,8 @@ def fit(
                                         f"{resume_flags(folder)} goes on")  # fmt: skip
     if tracker:
         tracker.close()
+    if not all(weight.isfinite().all() for weight in model.parameters()):  # a loss tells of the step before it only
+        raise InputError(f"{what} diverged: some weights are not finite.", hint="a smaller --learning_rate")
     loss_module.eval()
 
 

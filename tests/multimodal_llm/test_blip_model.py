@@ -247,7 +247,7 @@ def test_the_loss_is_the_models_own_without_padding(captioner: Captioner) -> Non
     assert float(loss) == pytest.approx(float(-(each * mask[:, 1:]).sum() / mask[:, 1:].sum()), abs=1e-5)
 
 
-def learn(blip: str, folder: Path, steps: int, muon: float = 0.0) -> Captioner:
+def learn(blip: str, folder: Path, steps: int, muon: float = 0.0, rate: float = 3e-3) -> Captioner:
     captioner = load_captioner(blip)
     tokenizer, text = captioner.processor.tokenizer, captioner.model.config.text_config
 
@@ -257,7 +257,7 @@ def learn(blip: str, folder: Path, steps: int, muon: float = 0.0) -> Captioner:
         pixels = captioner.processor.image_processor(images, return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixels, "input_ids": ids, "attention_mask": mask}
 
-    fit(captioner.model, caption_loss, batch_of, Recipe(steps, 2, 3e-3, muon=muon, device="cpu"), folder)
+    fit(captioner.model, caption_loss, batch_of, Recipe(steps, 2, rate, muon=muon, device="cpu"), folder)
     return captioner
 
 
@@ -296,6 +296,11 @@ def test_a_diverging_training_says_so(blip: str, tmp_path: Path, monkeypatch: py
     captioner = load_captioner(blip)
     with pytest.raises(InputError, match="diverged"):
         fit(captioner.model, diverges, lambda number: {}, Recipe(3, 1, device="cpu"), tmp_path)
+
+
+def test_a_last_step_that_breaks_the_weights_is_no_success(blip: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="diverged: some weights are not finite"):
+        learn(blip, tmp_path, 1, rate=1e38)
 
 
 def test_fine_tuning_on_a_folder_leaves_a_model_that_captions(
