@@ -56,6 +56,7 @@ NOT_RECIPE = {"recipe": False}
 LOADING = threading.Lock()  # transformers can't load two models at once, and leaves weights of one of them out
 INSTRUCTION = "Describe this image in one short sentence."  # for models that chat
 CHECKPOINT = "checkpoint.safetensors"
+MOST = 100_000  # images that can be asked for by number: all scenes are drawn first
 logger = logging.getLogger(MODULE)
 
 
@@ -556,7 +557,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("num_beams", "max_new_tokens", "batch_size"):
+        check_range("num_beams", self.num_beams, 1, 64)
+        for name in ("max_new_tokens", "batch_size"):
             check_range(name, getattr(self, name), 1, 4096)
         check_range("threads", self.threads, 0)
 
@@ -775,7 +777,8 @@ class EvaluateConfig(ModelConfig):
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        check_range("count", self.count, 0)
+        check_range("count", self.count, 0, MOST)
+        check_range("seed", self.seed, 0, 2**31 - 1)
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -866,7 +869,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        check_range("count", self.count, 0)
+        check_range("count", self.count, 0, MOST)
         check_range("held_out", self.held_out, 0, 0.5, open_low=True)
         check_range("steps", self.steps, 1)
         check_range("batch_size", self.batch_size, 1)

@@ -667,6 +667,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         """Check that all is there."""
         check_range("repeats", self.repeats, 100, 100_000)
+        check_range("seed", self.seed, 0, 2**31 - 1)
         if bool(self.predictions) != bool(self.references):
             raise InputError("predictions and references go together.",
                              hint="--predictions p.jsonl --references captions.jsonl")  # fmt: skip

@@ -193,7 +193,7 @@ def test_wrong_input_is_one_clear_line(blip: str, tmp_path: Path, capsys: pytest
     for flags, said in [
         (["--input", str(tmp_path / "empty")], "no image"),
         (["--input", str(tmp_path / "nothing")], "No such file"),
-        (["--num_beams", "0"], "num_beams must be in"),
+        (["--num_beams", "65"], "num_beams must be in"),
         (["--output", "a.xlsx"], "output must end with"),
         (["--model", "builtin:nothing"], "builtin:captions"),
         (["--resume", "true"], "name of the run"),
@@ -201,6 +201,12 @@ def test_wrong_input_is_one_clear_line(blip: str, tmp_path: Path, capsys: pytest
         assert cli("caption", *flags) in (1, 2)
         error = capsys.readouterr().err
         assert said in error and "Traceback" not in error
+
+
+def test_numbers_without_measure_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for flags in (["--seed", "-1"], ["--count", "1000000000"]):
+        assert cli("evaluate", *flags) == 2
+        assert f"{flags[0][2:]} must be in" in capsys.readouterr().err
 
 
 # --- Images with captions ---------------------------------------------------------------------------------------------

@@ -425,6 +425,7 @@ def test_wrong_use_is_told_in_one_line(
     Path("r.jsonl").write_text('{"image": "b", "caption": "x"}\n')
     Path("twice.jsonl").write_text('{"image": "a", "caption": "x"}\n{"image": "a", "caption": "y"}\n')
     for arguments, message in [
+        (["--seed", "-1"], "seed must be in"),
         (["--predictions", "p.jsonl"], "predictions and references go together"),
         (["--predictions", "p.jsonl", "--references", "r.jsonl"], "No image of p.jsonl is in r.jsonl"),
         (["--predictions", "twice.jsonl", "--references", "r.jsonl"], "several captions"),
