@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import yaml
 
 from multimodal_llm.visual_question_answering.data_loader import IMAGE_SUFFIXES, RowImage, Skipped, open_image
 from shared.checkpoints import read_checkpoint, save_checkpoint, select
@@ -680,11 +681,12 @@ def caption(config: CaptionConfig) -> None:
     else:
         named = [(one.name, one.image) for one in load_captioned("builtin:scenes", split="test", count=8)]
     if config.resume:
-        check_resumable(OUTPUTS / PROJECT / config.run, config)
+        _check_begun(config)
     run = Run(PROJECT, MODULE, "caption", config, name=config.run, resume=config.resume)
     path, skipped = run.folder / "captions.jsonl", Skipped()
     rows = _rows_so_far(path)
-    left = [one for one in named if one[0] not in {row["image"] for row in rows}]
+    done = {row["image"] for row in rows}
+    left = [one for one in named if one[0] not in done]
     made = (caption_with_ray(config, left, config.workers, skipped) if config.ray
             else caption_images(config.writer(), left, config.batch_size, skipped))  # fmt: skip
     write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -704,13 +706,16 @@ def caption(config: CaptionConfig) -> None:
         sys.stdout.write(f"… and {len(rows) - 50:,} more\n")
     for line in filter(None, str(skipped).split("\n")):
         logger.warning("%s", line)
+    if not rows:
+        raise InputError("None of the images could be opened.")
     if config.output:
         write_atomic(Path(config.output), _csv(rows) if config.output.endswith(".csv") else path.read_bytes())
     metrics = {"captions": len(rows), "left out": skipped.counts.total()}
-    images, said = dict(named), [(row["image"], f"{row['caption']} ({row['confidence']:.2f})") for row in rows[:12]]
-    plot_captions([(images[name], text) for name, text in said], run.folder / "captions.png")
-    if rows:
-        metrics["mean confidence"] = float(np.mean([row["confidence"] for row in rows]))
+    images = dict(named)
+    shown = [row for row in rows if row["image"] in images][:12]  # without files deleted since the run was begun
+    plot_captions([(images[row["image"]], f"{row['caption']} ({row['confidence']:.2f})") for row in shown],
+                  run.folder / "captions.png")  # fmt: skip
+    metrics["mean confidence"] = float(np.mean([row["confidence"] for row in rows]))
     run.finish(model=config.model, data=", ".join(config.input) or "builtin:scenes", seed=0, metrics=metrics)
     logger.info("saved in %s", config.output or path)
 
@@ -728,6 +733,7 @@ def plot_captions(shown: Sequence[tuple[Any, str]], path: Path) -> None:
             opened.append((open_image(image), text))
         except (InputError, OSError):
             continue
+        opened[-1][0].thumbnail((600, 600))  # a dozen photos whole are more than a gigabyte
     if not opened:
         return
     rows = -(-len(opened) // 4)
@@ -739,13 +745,29 @@ def plot_captions(shown: Sequence[tuple[Any, str]], path: Path) -> None:
             axes.set_axis_off()
 
 
+def _check_begun(config: Any, also: Sequence[str] = ()) -> None:
+    """Make sure that a run can go on; see :func:`check_resumable`."""
+    folder = OUTPUTS / PROJECT / config.run
+    try:
+        check_resumable(folder, config, also)
+    except InputError:
+        raise
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError):
+        raise InputError(f"{folder / 'config.yaml'} is damaged, so nobody can tell what to go on with.",
+                         hint="another --run") from None  # fmt: skip
+
+
 def _rows_so_far(path: Path) -> list[dict[str, Any]]:
+    """Return the captions that are there; a line that is none, such as one cut short by a kill, is made again."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
         try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue  # cut short by a kill
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        kinds = {"image": str, "caption": str, "confidence": float}
+        if isinstance(row, dict) and all(isinstance(row.get(key), kind) for key, kind in kinds.items()):
+            rows.append(row)
     return rows
 
 
@@ -900,7 +922,7 @@ def train(config: TrainConfig) -> None:
         raise InputError(f"train knows BLIP. {config.model} is {captioner.model.config.model_type}.",
                          hint="Salesforce/blip-image-captioning-base")  # fmt: skip
     if config.resume:
-        check_resumable(OUTPUTS / PROJECT / config.run, config, also=("seed",))
+        _check_begun(config, also=("seed",))
     run = Run(PROJECT, MODULE, "train", config, name=config.run, resume=config.resume)
     objects = config.data == "builtin:scenes"
     before, _ = measure(captioner.caption, held_out, 32, objects=objects)

@@ -188,6 +188,52 @@ def test_a_stopped_run_goes_on_where_it_stopped(
     assert cut == whole
 
 
+def test_a_run_goes_on_without_files_deleted_since_and_past_lines_that_are_no_captions(
+    blip: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--model", blip, "--input", str(photos), "--max_new_tokens", "2", "--run", "r"]
+    assert cli("caption", *flags) == 0
+    run = Path("outputs/multimodal_llm/r")
+    (run / "results.json").unlink()
+    first, *_, last = (run / "captions.jsonl").read_text().splitlines()
+    (run / "captions.jsonl").write_text("\n".join([first, "12", "[]", '{"image": []}', "[" * 100_000, last[:-9]]))
+    Path(json.loads(first)["image"]).unlink()
+    assert cli("caption", *flags, "--resume", "true") == 0
+    names = [json.loads(line)["image"] for line in (run / "captions.jsonl").read_text().splitlines()]
+    assert [Path(name).name for name in names] == [f"{i}.png" for i in range(5)]
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "a: [", "\ud800"])
+def test_a_run_with_a_damaged_configuration_does_not_go_on(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("outputs/multimodal_llm/r").mkdir(parents=True)
+    Path("outputs/multimodal_llm/r/config.yaml").write_text(content, errors="surrogatepass")
+    assert cli("caption", "--run", "r", "--resume", "true") == 2
+    assert "config.yaml is damaged" in capsys.readouterr().err
+
+
+def test_a_folder_of_which_no_image_opens_is_an_error(
+    blip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("broken.png").write_text("this is text")
+    assert cli("caption", "--model", blip, "--input", "broken.png", "--run", "r") == 2
+    error = capsys.readouterr().err
+    assert "None of the images could be opened" in error and "1 left out" in error
+
+
+def test_large_images_are_drawn_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    drawn: list[int] = []
+    monkeypatch.setattr(Axes, "imshow", lambda self, pixels: drawn.append(max(pixels.shape)))
+    blip_model.plot_captions([(noise(0, (2000, 1000)), "a dog")], tmp_path / "a.png")
+    assert drawn == [600]
+
+
 def test_wrong_input_is_one_clear_line(blip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     for flags, said in [
