@@ -610,7 +610,7 @@ def match_images(predictions: CaptionFile, references: CaptionFile) -> dict[str,
         Image of the predictions → image of the references, where there is just one.
 
     Raises:
-        InputError: Two predictions are for the same image.
+        InputError: Two predictions could be for the same image, and neither is more likely.
     """
 
     def number(name: str) -> str:
@@ -621,18 +621,24 @@ def match_images(predictions: CaptionFile, references: CaptionFile) -> dict[str,
         return {key(name) for name in (image, file.file_names.get(image, image))}
 
     found: dict[str, str] = {}
+    taken: set[str] = set()  # by a name that says more: a/x.jpg can't be x.jpg where there is an x.jpg besides
     for key in (str, lambda name: Path(name).name, number):
         known: dict[str, set[str]] = {}
         for image in references.captions:
             for name in names(references, image, key):
                 known.setdefault(name, set()).add(image)
+        claims: dict[str, list[str]] = {}
         for image in predictions.captions:
             its = set[str]().union(*(known.get(name, ()) for name in names(predictions, image, key)))
             if image not in found and len(its) == 1:
-                found[image] = its.pop()
-    twice = [image for image, count in Counter(found.values()).items() if count > 1]
-    if twice:
-        raise InputError(f"{len(twice)} images have two predictions, such as {twice[0]!r}.")
+                claims.setdefault(its.pop(), []).append(image)
+        free = {reference: its for reference, its in claims.items() if reference not in taken}
+        for reference, (image, *others) in free.items():
+            if others:
+                raise InputError(f"{image!r} and {others[0]!r} could both be {reference!r}.",
+                                 hint="name images by the same path in both files")  # fmt: skip
+            found[image] = reference
+        taken |= free.keys()
     return found
 
 
@@ -736,16 +742,31 @@ def _clip_columns(
 ) -> dict[str, Floats]:
     from multimodal_llm.clip_applications.zero_shot_classification import load_clip
 
+    images = list(predictions)
+    files = _image_files(Path(config.images), images)
     encoder = load_clip(config.clip, config.device)
     columns: list[tuple[Floats, Floats | None]] = []
     images = list(predictions)
     for start in range(0, len(images), 256):
         some = images[start : start + 256]
-        paths = [Path(config.images) / Path(image).name for image in some]
-        columns.append(clip_scores(encoder, paths, [predictions[image] for image in some],
+        columns.append(clip_scores(encoder, files[start : start + 256], [predictions[image] for image in some],
                                    [references[image] for image in some], prompt=config.clip_prompt))  # fmt: skip
     names = ("CLIPScore", "RefCLIPScore")
     return {name: np.concatenate(column) for name, column in zip(names, zip(*columns, strict=True), strict=True)}
+
+
+def _image_files(folder: Path, images: Sequence[str]) -> list[Path]:
+    """Find each image's file: at its path within the folder, else by its bare name where no other image has that."""
+    bare = Counter(Path(image).name for image in images)
+    files = [folder / image for image in images]
+    for i, image in enumerate(images):
+        if not files[i].is_file():
+            name = Path(image).name
+            if bare[name] > 1:
+                raise InputError(f"{folder} has no {image!r}, and {bare[name]} images are called {name!r}.",
+                                 hint="--images: the folder in which the images' paths begin")  # fmt: skip
+            files[i] = folder / name
+    return files
 
 
 if __name__ == "__main__":

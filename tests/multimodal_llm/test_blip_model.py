@@ -264,6 +264,8 @@ def test_a_folder_with_captions_is_read(photos: Path) -> None:
     rows = load_captioned(str(photos))
     assert [(Path(row.name).name, row.captions) for row in rows] == [("0.png", ("a dog", "the dog")),
                                                                      ("3.png", ("a cat",))]  # fmt: skip
+    noise(9).save(photos / "below" / "0.png")  # of the same name, but none of the captions is its
+    assert len(load_captioned(str(photos))) == 2
     with pytest.raises(InputError, match="no captions"):
         load_captioned(str(photos / "below"))
 

@@ -14,6 +14,8 @@ from multimodal_llm.image_captioning.caption_evaluation import (
     MODULE,
     CaptionFile,
     DocumentFrequencies,
+    _finder,
+    _image_files,
     align,
     bleu,
     bleu_statistics,
@@ -384,8 +386,19 @@ def test_images_are_matched_by_path_name_or_coco_number() -> None:
     assert match(["seven.jpg"], ["7"], **{"7": "seven.jpg"}) == {"seven.jpg": "7"}
     assert match(["1.jpg"], ["a/1.jpg", "b/1.jpg"]) == {}  # which one, nobody can tell
     assert match(["photo_12.jpg"], ["other_12.jpg"]) == {}
-    with pytest.raises(InputError, match="two predictions"):
+    assert match(["a/1.jpg", "1.jpg"], ["1.jpg"]) == {"1.jpg": "1.jpg"}
+    with pytest.raises(InputError, match="'a/1.jpg' and 'b/1.jpg' could both be '1.jpg'"):
         match(["a/1.jpg", "b/1.jpg"], ["1.jpg"])
+
+
+def test_images_for_clip_score_are_found_by_path_or_by_a_name_of_one(tmp_path: Path) -> None:
+    for name in ("x/1.png", "y/1.png", "2.png", "1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    files = _image_files(tmp_path, ["x/1.png", "y/1.png", "photos/2.png"])
+    assert files == [tmp_path / "x/1.png", tmp_path / "y/1.png", tmp_path / "2.png"]
+    with pytest.raises(InputError, match="has no 'z/1.png', and 2 images are called '1.png'"):
+        _image_files(tmp_path, ["x/1.png", "z/1.png"])
 
 
 def test_the_command_leaves_results_and_a_table(
