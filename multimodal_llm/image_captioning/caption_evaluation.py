@@ -16,6 +16,7 @@ import csv
 import functools
 import json
 import logging
+import os
 import re
 import sys
 from collections import Counter
@@ -40,6 +41,7 @@ NOT_RECIPE = {"recipe": False}
 Floats = NDArray[np.float64]
 Tokens = list[str]
 FindObjects = Callable[[str], Counter[str]]
+MOST_WORDS = 250  # of a caption: to align two of thousands takes hours
 logger = logging.getLogger(MODULE)
 
 
@@ -473,7 +475,7 @@ def evaluate_captions(
     find_objects: FindObjects | None = None, synonyms: Mapping[str, set[str]] | None = None,
     more: Mapping[str, ArrayLike] | None = None, repeats: int = 1000, seed: int = 0,
 ) -> CaptionReport:  # fmt: skip
-    """Measure captions by every metric.
+    """Measure captions by every metric, of each at most its first :data:`MOST_WORDS` words.
 
     Args:
         predictions: Image → its caption; an empty one counts, as 0.
@@ -493,6 +495,10 @@ def evaluate_captions(
     theirs = {image: [tokens for tokens in map(tokenize, references.get(image, ())) if tokens] for image in ours}
     if missing := [image for image, its in theirs.items() if not its]:
         raise InputError(f"{len(missing)} of {len(ours)} images have no reference, such as {missing[0]!r}.")
+    if longer := sum(len(tokens) > MOST_WORDS for image in ours for tokens in [ours[image], *theirs[image]]):
+        logger.warning("%d captions have more than %d words; those after them play no part", longer, MOST_WORDS)
+        ours = {image: tokens[:MOST_WORDS] for image, tokens in ours.items()}
+        theirs = {image: [tokens[:MOST_WORDS] for tokens in its] for image, its in theirs.items()}
     if len(ours) == 1:
         logger.warning("CIDEr-D of one image weighs all n-grams alike, and compares with no other CIDEr")
     frequencies = DocumentFrequencies.of(list(theirs.values()))
@@ -731,7 +737,8 @@ def _finder(objects: str) -> FindObjects | None:
     if objects == "scenes":
         return scene_objects
     try:
-        text = Path(objects).read_text(encoding="utf-8-sig") if Path(objects).is_file() else objects
+        # Unlike Path.is_file, this takes words that are too long to be a file's name
+        text = Path(objects).read_text(encoding="utf-8-sig") if os.path.isfile(objects) else objects
     except UnicodeDecodeError as error:
         raise InputError(f"{objects} is not UTF-8 text: {error}.") from None
     return object_finder(list(filter(None, map(str.strip, re.split("[,\n]", text)))))
@@ -746,7 +753,6 @@ def _clip_columns(
     files = _image_files(Path(config.images), images)
     encoder = load_clip(config.clip, config.device)
     columns: list[tuple[Floats, Floats | None]] = []
-    images = list(predictions)
     for start in range(0, len(images), 256):
         some = images[start : start + 256]
         columns.append(clip_scores(encoder, files[start : start + 256], [predictions[image] for image in some],

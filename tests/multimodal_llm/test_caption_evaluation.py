@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -399,6 +400,19 @@ def test_images_for_clip_score_are_found_by_path_or_by_a_name_of_one(tmp_path: P
     assert files == [tmp_path / "x/1.png", tmp_path / "y/1.png", tmp_path / "2.png"]
     with pytest.raises(InputError, match="has no 'z/1.png', and 2 images are called '1.png'"):
         _image_files(tmp_path, ["x/1.png", "z/1.png"])
+
+
+def test_long_captions_are_cut_and_reported(caplog: pytest.LogCaptureFixture) -> None:
+    started = time.monotonic()
+    long = " ".join(f"w{n % 300}" for n in range(3000))
+    report = evaluate_captions({"a": long, "b": "a dog"}, {"a": [long], "b": ["a dog"]})
+    assert "2 captions have more than 250 words" in caplog.text
+    assert report.figures["METEOR-like"][0] == 1 and time.monotonic() - started < 30
+
+
+def test_words_too_long_for_the_name_of_a_file_are_objects() -> None:
+    find = _finder(",".join(f"object{n}" for n in range(40)))
+    assert find is not None and find("an object7 and an object39") == Counter(["object7", "object39"])
 
 
 def test_the_command_leaves_results_and_a_table(
