@@ -77,7 +77,7 @@ class Run:
         if not resume and self.folder.exists() and any(path.name != "config.yaml" for path in self.folder.iterdir()):
             raise InputError(
                 f"The run {self.folder} exists already.",
-                hint="another --run; or, to go on with a training, the same command with --resume true",
+                hint="another --run; or, to go on with a run that was stopped, the same command with --resume true",
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self.folder / "config.yaml", to_yaml(config))
@@ -123,11 +123,16 @@ def check_resumable(folder: Path, config: Any, also: Sequence[str] = ()) -> None
         also: Fields that must be as they were though they are not of the recipe, such as the seed.
 
     Raises:
-        InputError: There is no such run, it was begun with another recipe, or it is finished.
+        InputError: There is no such run, its configuration can't be read, it was begun with another recipe, or it is
+            finished.
     """
-    if not (folder / "config.yaml").exists():
+    place = folder / "config.yaml"
+    if not place.exists():
         raise InputError(f"There is no run {folder} to go on with.", hint="the same without --resume")
-    before = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    try:
+        before = dict(yaml.safe_load(place.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError):
+        raise InputError(f"{place} is damaged, so nobody can tell what to go on with.", hint="another --run") from None
     recipe = [field.name for field in fields(config) if field.metadata.get("recipe", True)]
     changed = [name for name in (*recipe, *also) if before.get(name) != getattr(config, name)]
     if changed:

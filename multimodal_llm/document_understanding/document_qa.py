@@ -1164,8 +1164,8 @@ class AskConfig(DocumentQAConfig):
 
     input: str = BUILTIN_DATA
     """A picture or a PDF; builtin:documents is a rendered invoice."""
-    question: list[str] = field(default_factory=lambda: list(RECEIPT_QUESTIONS.values()))
-    """What to ask, in English or Chinese."""
+    question: list[str] = field(default_factory=lambda: list(RECEIPT_QUESTIONS.values()), metadata={"whole": True})
+    """What to ask, in English or Chinese, each with a flag of its own."""
     max_pages: int = 50
     """Pages of the document; later ones are left out."""
 

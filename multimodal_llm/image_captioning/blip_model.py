@@ -33,7 +33,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import yaml
 
 from multimodal_llm.visual_question_answering.data_loader import IMAGE_SUFFIXES, RowImage, Skipped, open_image
 from shared.checkpoints import read_checkpoint, save_checkpoint, select
@@ -681,7 +680,7 @@ def caption(config: CaptionConfig) -> None:
     else:
         named = [(one.name, one.image) for one in load_captioned("builtin:scenes", split="test", count=8)]
     if config.resume:
-        _check_begun(config)
+        check_resumable(OUTPUTS / PROJECT / config.run, config)
     run = Run(PROJECT, MODULE, "caption", config, name=config.run, resume=config.resume)
     path, skipped = run.folder / "captions.jsonl", Skipped()
     rows = _rows_so_far(path)
@@ -743,18 +742,6 @@ def plot_captions(shown: Sequence[tuple[Any, str]], path: Path) -> None:
             axes.set_title("\n".join(textwrap.wrap(text, 34)[:4]), fontsize=8, parse_math=False)
         for axes in figure.axes:
             axes.set_axis_off()
-
-
-def _check_begun(config: Any, also: Sequence[str] = ()) -> None:
-    """Make sure that a run can go on; see :func:`check_resumable`."""
-    folder = OUTPUTS / PROJECT / config.run
-    try:
-        check_resumable(folder, config, also)
-    except InputError:
-        raise
-    except (yaml.YAMLError, ValueError, AttributeError, RecursionError):
-        raise InputError(f"{folder / 'config.yaml'} is damaged, so nobody can tell what to go on with.",
-                         hint="another --run") from None  # fmt: skip
 
 
 def _rows_so_far(path: Path) -> list[dict[str, Any]]:
@@ -922,7 +909,7 @@ def train(config: TrainConfig) -> None:
         raise InputError(f"train knows BLIP. {config.model} is {captioner.model.config.model_type}.",
                          hint="Salesforce/blip-image-captioning-base")  # fmt: skip
     if config.resume:
-        _check_begun(config, also=("seed",))
+        check_resumable(OUTPUTS / PROJECT / config.run, config, also=("seed",))
     run = Run(PROJECT, MODULE, "train", config, name=config.run, resume=config.resume)
     objects = config.data == "builtin:scenes"
     before, _ = measure(captioner.caption, held_out, 32, objects=objects)

@@ -16,7 +16,16 @@ import yaml
 from shared import results
 from shared.config import run_commands
 from shared.errors import InputError
-from shared.results import Promise, Run, TableConfig, read_promises, read_results, table, write_atomic
+from shared.results import (
+    Promise,
+    Run,
+    TableConfig,
+    check_resumable,
+    read_promises,
+    read_results,
+    table,
+    write_atomic,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -134,6 +143,14 @@ def test_a_name_is_used_once_unless_the_run_is_resumed() -> None:
     assert "steps: 3" in Path("outputs/project/mine/config.yaml").read_text()
     start("mine", resume=True, steps=4)
     assert "steps: 4" in Path("outputs/project/mine/config.yaml").read_text()
+
+
+@pytest.mark.parametrize("content", ["", "[", "word", "steps: [", "3"])
+def test_a_run_whose_configuration_is_damaged_does_not_go_on(content: str) -> None:
+    folder = start("mine").folder
+    (folder / "config.yaml").write_text(content)
+    with pytest.raises(InputError, match="damaged"):
+        check_resumable(folder, Config())
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "/tmp/x", "..", ".", "a/"])
