@@ -495,7 +495,7 @@ def card(config: TrainConfig, metrics: dict[str, float], seconds: float, weights
     """Write the model card."""
     kind = KINDS[config.model]
     name = {"vqa": "BlipForQuestionAnswering", "clip": "CLIPModel"}.get(config.model, "BlipForConditionalGeneration")
-    eyes = f" It began with the vision tower of `{kind.eyes}`." if kind.eyes else ""
+    eyes = f" It began with the vision tower that `train --model {kind.eyes}` makes." if kind.eyes else ""
     rows = "".join(f"| {what} | {value:.4g} |\n" for what, value in metrics.items())
     size, steps = config.batch_size or kind.size, config.steps or kind.steps
     return f"""# builtin:{config.model}
