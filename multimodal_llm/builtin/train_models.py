@@ -410,7 +410,7 @@ ANYWHERE = ("It knows the eight colors, six shapes and two sizes of those scenes
 KINDS = {
     "captions": Kind(blip_processor, new_captioner, caption_loss, caption_batch, 2400, 64, 1e-3, 0.006,
                      "Says what stands in a scene, from top to bottom and left to right.", ANYWHERE),
-    "vqa": Kind(blip_processor, new_answerer, answer_loss, question_batch, 1500, 28, 1e-3, 0.006,
+    "vqa": Kind(blip_processor, new_answerer, answer_loss, question_batch, 2400, 28, 1e-3, 0.006,
                 "Answers questions about scenes: how many, which color, shape or size, is there, and where.",
                 ANYWHERE, eyes="captions"),
     "grid": Kind(blip_processor, lambda processor, seed: new_captioner(processor, seed, GRID_PATCH), caption_loss,
