@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from multimodal_llm.image_captioning.blip_model import (
+    BUILTIN,
     CHECKPOINT,
     PROJECT,
     Recipe,
@@ -248,9 +249,26 @@ def vilt_inputs(model: Any, processor: Any, images: Sequence[Image], questions: 
     return inputs.to(model.device, model.dtype)
 
 
-def load_answerer(model: str = "builtin:vqa", device: str = "auto", dtype: str = "auto") -> Answerer:
-    """Load a model that answers; see ``blip_model.load_pretrained``."""
-    loaded, processor, source = load_pretrained(model, "vqa", "AutoModelForVisualQuestionAnswering", device, dtype)
+def load_answerer(
+    model: str = "builtin:vqa", device: str = "auto", dtype: str = "auto", *, to_learn: bool = False
+) -> Answerer:
+    """Load a model that answers; see ``blip_model.load_pretrained``.
+
+    Args:
+        model: ``builtin:vqa``, a folder or a hub id; to learn, also ``builtin:captions`` or another captioner.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        dtype: ``auto``, ``float32`` or ``bfloat16``.
+        to_learn: Whether a model of the same family will do that was made for something else: what it lacks is new.
+
+    Raises:
+        InputError: There is no such model, or it has not learned to answer.
+    """
+    place = str(BUILTIN / "captions") if to_learn and model == "builtin:captions" else model
+    loaded, processor, source = load_pretrained(place, "vqa", "AutoModelForVisualQuestionAnswering", device, dtype)
+    saved_as = loaded.config.architectures or []
+    if not to_learn and saved_as and not any(name.endswith("ForQuestionAnswering") for name in saved_as):
+        raise InputError(f"{source} is a {saved_as[0]}, which has not learned to answer.",
+                         hint=f"python -m {MODULE} train --model {model}")  # fmt: skip
     return Answerer(loaded, processor, str(source))
 
 
@@ -401,7 +419,8 @@ class TrainConfig(DataConfig):
     """
 
     model: str = "builtin:vqa"
-    """builtin:vqa, a folder, or a hub id such as Salesforce/blip-vqa-base or dandelin/vilt-b32-mlm."""
+    """builtin:vqa, a folder, or a hub id such as Salesforce/blip-vqa-base or dandelin/vilt-b32-mlm; or a captioner
+    whose eyes the answerer shall have, such as builtin:captions, which sees shapes anywhere."""
     steps: int = 400
     """Steps, >= 1."""
     batch_size: int = 32
@@ -444,6 +463,8 @@ class TrainConfig(DataConfig):
 
 def train(config: TrainConfig) -> None:
     """Train; see :class:`TrainConfig`."""
+    import torch
+
     set_threads(config.threads)
     data = load_vqa(config, config.seed)
     if "train" not in data.splits:
@@ -457,7 +478,8 @@ def train(config: TrainConfig) -> None:
         if began_with.exists() and began_with.read_text() != digest:  # what was learned could be measured on now
             raise InputError(f"{data.name} is no longer what {config.run} began with: images, questions or answers "
                              "changed.", hint="the data as they were; or another --run")  # fmt: skip
-    answerer = load_answerer(config.model, config.device, "float32")
+    torch.manual_seed(config.seed)  # of weights that a captioner has not
+    answerer = load_answerer(config.model, config.device, "float32", to_learn=True)
     model, processor, groups = answerer.model, answerer.processor, by_image(data.splits["train"])
     vocabulary, covered = answer_vocabulary(data.splits["train"], min_count=config.min_count)
     if answerer.kind == "vilt" and sorted(model.config.id2label.values()) != sorted(vocabulary):

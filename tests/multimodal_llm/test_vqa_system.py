@@ -147,6 +147,21 @@ def test_models_of_other_kinds_and_empty_questions_are_refused(blip: str, tmp_pa
         load_answerer(blip).answer([noise(1)], [" "])
 
 
+def test_a_captioner_can_learn_to_answer_and_is_not_asked_before(
+    colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    captioner = tiny_models.tiny_blip(tmp_path / "captioner")
+    with pytest.raises(InputError, match="has not learned to answer"):
+        load_answerer(captioner)
+    made = []
+    for run in ("a", "b"):
+        flags = ["--model", "builtin:captions", "--steps", "1", "--batch_size", "2", "--run", run]
+        assert cli("train", "--data", str(colors), *flags) == 0
+        made.append(load_answerer(f"outputs/multimodal_llm/{run}/model").model)
+    assert all((one == two).all() for one, two in zip(made[0].parameters(), made[1].parameters(), strict=True))
+
+
 def test_a_question_in_a_script_that_the_model_cannot_read_is_refused_and_left_out_of_many(blip: str) -> None:
     answerer = load_answerer(blip)
     with pytest.raises(InputError, match="can't read '有几个圆形？'"):
