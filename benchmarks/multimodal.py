@@ -42,8 +42,8 @@ from shared.benchmark import Row, Skip, data_folder, interleaved_medians, run_be
 from shared.runtime import set_threads
 
 ROOT = Path(__file__).parents[1]
-EASY_VQA = ["--model", "builtin:captions", "--steps", "330", "--batch_size", "64", "--questions", "4", "--learning_rate", "1e-3", "--muon", "0.006",
-            "--flip", "true", "--threads", "1"]  # fmt: skip
+EASY_VQA = ["--model", "builtin:captions", "--steps", "330", "--batch_size", "64", "--questions", "4",
+            "--learning_rate", "1e-3", "--muon", "0.006", "--flip", "true", "--threads", "1"]  # fmt: skip
 THREADS = 1  # of both sides of a search
 DEMO = [  # module, and flags of a quick run
     ("image_captioning.blip_model", ["--count", "20"]),
