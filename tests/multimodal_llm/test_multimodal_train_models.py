@@ -23,8 +23,8 @@ from multimodal_llm.builtin.train_models import (
     contrastive_loss,
     evaluate,
     pixels,
+    place_of,
     said_of,
-    taught_captioner,
     train,
     true_of,
     untrained_clip,
@@ -128,15 +128,21 @@ def test_clip_begins_with_the_attention_of_its_captioner() -> None:
     assert torch.allclose(seen, own, atol=1e-4)
 
 
-def test_an_answerer_begins_with_the_eyes_of_the_captioner_and_clip_says_when_its_own_are_not_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["vqa", "clip"])
+def test_models_begin_with_the_eyes_of_a_captioner_and_say_when_it_is_not_there(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    eyes, taught = KINDS["vqa"].model(blip_processor(), 0).vision_model, taught_captioner("captions").vision_model
-    assert all((mine == its).all() for mine, its in zip(eyes.parameters(), taught.parameters(), strict=True))
+    processor = KINDS[name].processor()
     with pytest.raises(InputError, match="grid") as raised:
-        KINDS["clip"].model(clip_processor(), 0)
+        KINDS[name].model(processor, 0)
     assert raised.value.hint == f"python -m {MODULE} train --model grid"
+    taught = KINDS["grid"].model(blip_processor(), 7)
+    taught.save_pretrained(place_of("grid"))
+    mine = dict(KINDS[name].model(processor, 0).vision_model.named_parameters())
+    its = dict(taught.vision_model.named_parameters())
+    assert (mine["embeddings.patch_embedding.weight"] == its["embeddings.patch_embedding.weight"]).all()
+    assert (mine["encoder.layers.3.mlp.fc1.weight"] == its["encoder.layers.3.mlp.fc1.weight"]).all()
 
 
 def test_captions_leave_the_grid_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +178,7 @@ def test_a_shipped_model_is_small_safe_and_has_a_card_with_its_command(name: str
 
 def test_training_makes_a_model_with_its_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    flags = ["train", "--model", "vqa", "--steps", "2", "--batch_size", "8", "--output", "made", "--run", "t"]
+    flags = ["train", "--model", "captions", "--steps", "2", "--batch_size", "8", "--output", "made", "--run", "t"]
     monkeypatch.setattr(train_models, "figures", lambda name, folder: {"recall": 0.5})
     for arguments, status in [(flags, 0), (["train", "--resume", "true"], 2), (["train", "--model", "x"], 2)]:
         with pytest.raises(SystemExit) as exit_:
