@@ -15,6 +15,7 @@ import functools
 import io
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -391,11 +392,14 @@ def recognize(picture: Image, engine: str = "rapidocr") -> list[Word]:
 def _rapidocr() -> Any:
     from rapidocr import RapidOCR
 
+    # On a busy machine threads wait for one another, so the variable that holds PyTorch's down does it here too
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(wanted) if wanted.isdecimal() and int(wanted) else min(4, os.cpu_count() or 1)
     return RapidOCR(
         params={
             "Global.log_level": "critical",
             "Global.use_cls": False,  # it would turn single lines, but not the page
-            "EngineConfig.onnxruntime.intra_op_num_threads": 1,  # on a busy machine threads wait for one another
+            "EngineConfig.onnxruntime.intra_op_num_threads": threads,
             "Rec.rec_batch_num": 1,  # a batch is padded to its longest line: twice the memory, no faster
         }
     )
