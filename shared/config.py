@@ -156,10 +156,11 @@ def _single_items(config_class: type, arguments: Sequence[str]) -> list[str]:
             mended.append(argument)
             continue
         if not equals:
-            value = next(rest, "--")
-            if value.startswith("--"):  # the value is missing, which is the parser's to say
-                mended += [name, *([value] if value != "--" else [])]
+            following = next(rest, None)
+            if following is None or following.startswith("--"):  # a value is missing, which is the parser's to say
+                mended += filter(None, (name, following))
                 continue
+            value = following
         mended.append(f"{name}{'+' if name in seen else ''}={_as_list(value, lists[name], name in whole)}")
         seen.add(name)
     return mended

@@ -247,9 +247,13 @@ def pixels(drawn: Sequence[Scene]) -> Tensor:
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def _batch_seed(seed: int, number: int) -> int:
+    """Make of the numbers of a training and a batch a seed that no other batch has."""
+    return seed * 10_000_019 + number + 1
+
+
 def _drawn(seed: int, number: int, count: int) -> tuple[list[Scene], random.Random]:
-    # Of each scene one: a number of the batch and of the training make a seed that no other batch has
-    its = seed * 10_000_019 + number + 1
+    its = _batch_seed(seed, number)
     return list(scenes.scenes("train", count, its)), random.Random(its)
 
 
@@ -263,9 +267,8 @@ def _captioned(tokenizer: Any, drawn: Sequence[Scene], rng: random.Random) -> di
 
 def caption_batch(tokenizer: Any, seed: int, size: int, number: int) -> dict[str, Tensor]:
     """Return scenes with captions, half of them loose: objects leave the grid from step to step, for most of them."""
-    drawn, _ = _drawn(seed, number, size - size // 2)
-    its = seed * 10_000_019 + number + 1
-    rng = random.Random(its + 76)
+    its = _batch_seed(seed, number)
+    drawn, rng = scenes.scenes("train", size - size // 2, its), random.Random(its + 76)  # as what is shipped had it
     spread = min(1.0, max(0.0, (number - LOOSE_FROM) / (LOOSE_TO - LOOSE_FROM))) * rng.choice((1, 1, 1, rng.random()))
     return _captioned(tokenizer, [*drawn, *scenes.loose_scenes("train", size // 2, its, spread)], rng)
 

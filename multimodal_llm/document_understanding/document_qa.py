@@ -51,13 +51,12 @@ from multimodal_llm.document_understanding.layout_analysis import (
     rendered_file,
     split_box,
 )
-from multimodal_llm.image_captioning.blip_model import loading_errors
 from shared.config import check_range, run_commands
 from shared.errors import InputError
 from shared.logs import progress_bar
 from shared.results import Run, write_atomic
 from shared.runtime import pick_device, set_threads
-from shared.sources import Source, resolve
+from shared.sources import Source, loading_errors, resolve
 
 if TYPE_CHECKING:
     from PIL.Image import Image

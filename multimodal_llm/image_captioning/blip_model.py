@@ -21,13 +21,11 @@ import io
 import json
 import logging
 import math
-import re
 import sys
 import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -42,7 +40,7 @@ from shared.logs import progress_bar
 from shared.plots import drawing
 from shared.results import OUTPUTS, Run, check_resumable, resume_flags, write_atomic
 from shared.runtime import StopRequest, pick_device, pick_dtype, set_threads
-from shared.sources import Source, hub_errors, resolve
+from shared.sources import Source, hub_errors, loading_errors, resolve
 from shared.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -61,44 +59,6 @@ logger = logging.getLogger(MODULE)
 
 
 # --- Loading ----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def loading_errors(source: Source, builtin: str) -> Iterator[None]:
-    """Turn whatever transformers and safetensors raise while a model is loaded into one error.
-
-    Args:
-        source: The model.
-        builtin: The embedded one to suggest.
-
-    Raises:
-        InputError: It holds no such model.
-        HubError: The hub can't be reached.
-        MemoryError: It does not fit.
-    """
-    if source.origin == "hub":
-        with hub_errors(source, builtin):
-            yield
-        return
-    try:
-        yield
-    except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        if _ran_out_of_memory(error):
-            raise MemoryError(reason) from None
-        if source.origin == "builtin":
-            raise InputError(f"{source} can't be loaded: {reason}") from None
-        raise InputError(f"{source} holds no model for this: {reason}",
-                         hint=f"a folder made by save_pretrained, or {builtin}") from None  # fmt: skip
-
-
-def _ran_out_of_memory(error: BaseException | None) -> bool:
-    """Tell whether memory ran out, which libraries say by classes of their own, or as the cause of another error."""
-    while error is not None:
-        if isinstance(error, MemoryError) or re.search("allocat|out of memory|map segment", str(error), re.IGNORECASE):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def load_pretrained(name: str, builtin: str, auto_class: str, device: str, dtype: str) -> tuple[Any, Any, Source]:

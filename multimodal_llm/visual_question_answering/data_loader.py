@@ -517,7 +517,7 @@ class Files:
     """
 
     def __init__(self, path: Path, *, deep: bool = True, base: Path | None = None) -> None:
-        self.path, self._starts = path, {path, base or path}
+        self.path, self._starts = path, dict.fromkeys((path, base or path))  # in this order
         if path.is_dir():
             found = path.rglob("*") if deep else (file for pattern in ("*", "*/*") for file in path.glob(pattern))
             names = (file.relative_to(path).as_posix() for file in found if file.is_file())
