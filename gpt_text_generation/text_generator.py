@@ -249,29 +249,40 @@ def set_threads_for(model: str, threads: int = 0) -> None:
 
 
 class Recorder:
-    """Keeps the log-probability, under the model, of each token that was chosen; a step late, when it is there."""
+    """Keeps the log-probability, under the model, of each token that was chosen.
+
+    Scores wait until there are ``MAX_HELD`` of them: of a small model, all steps are then worked out at once.
+    """
+
+    MAX_HELD = 1 << 22  # numbers; 16 MB
 
     def __init__(self) -> None:
-        self.columns: list[Tensor] = []
-        self.last: tuple[Tensor, Tensor] | None = None  # scores, and the logarithm of the sum of their exponentials
+        self.blocks: list[Tensor] = []
+        self.held: list[Tensor] = []  # scores (B, V) of the last steps
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Look at the scores (B, V) of the next token, and at the last of ``input_ids`` (B, T); changes nothing."""
-        self.take(input_ids[:, -1])
-        self.last = scores, scores.logsumexp(-1, keepdim=True)
+        """Look at the scores (B, V) of the token that will follow ``input_ids`` (B, T); changes nothing."""
+        if len(self.held) * scores.numel() >= self.MAX_HELD:
+            self.take(input_ids)
+        self.held.append(scores)
         return scores
 
-    def take(self, chosen: Tensor) -> None:
-        """Note the log-probabilities of tokens (B,)."""
-        if self.last is not None:
-            scores, normalizer = self.last
-            self.columns.append(scores.gather(1, chosen[:, None]) - normalizer)
-
-    def rows(self) -> list[list[float]]:
-        """Return them as B lists."""
+    def take(self, input_ids: Tensor) -> None:
+        """Note the log-probabilities of the tokens that were chosen since the last time, the last of (B, T)."""
         import torch
 
-        found: list[list[float]] = torch.cat(self.columns, 1).tolist()
+        if self.held:
+            scores = torch.stack(self.held, 1)  # (B, S, V)
+            chosen = input_ids[:, -len(self.held) :, None]
+            self.blocks.append((scores.gather(2, chosen) - scores.logsumexp(2, keepdim=True))[..., 0])
+            self.held = []
+
+    def rows(self, input_ids: Tensor) -> list[list[float]]:
+        """Return them as B lists, once ``input_ids`` (B, T) are all there."""
+        import torch
+
+        self.take(input_ids)
+        found: list[list[float]] = torch.cat(self.blocks, 1).tolist()
         return found
 
 
@@ -617,8 +628,7 @@ class TextGenerator:
             scores = self._scores([[*row, *its] for row, its in zip(rows, drawn, strict=True)])
             scores = [one[len(one) - len(its) :] for one, its in zip(scores, drawn, strict=True)]
         else:
-            recorder.take(out[:, -1])
-            scores = [one[: len(its)] for one, its in zip(recorder.rows(), drawn, strict=True)]
+            scores = [one[: len(its)] for one, its in zip(recorder.rows(out), drawn, strict=True)]
         made = []
         for row, its, its_scores in zip(rows, drawn, scores, strict=True):
             text, stopped = self._cut(row, its, settings)

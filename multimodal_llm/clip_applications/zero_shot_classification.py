@@ -25,7 +25,6 @@ import math
 import os
 import re
 import sys
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -255,7 +254,7 @@ def class_vectors(encoder: ClipEncoder, labels: Sequence[str], templates: Sequen
 
 def unreadable(text: str) -> InputError:
     """Return the error of a text that :meth:`ClipEncoder.reads` nothing of."""
-    return InputError(f"The model can't read {textwrap.shorten(text, 80)!r}.",
+    return InputError(f"The model can't read {text[:80]!r}.",
                       hint="say it in English, or whatever it was trained in; or another --model")  # fmt: skip
 
 

@@ -136,7 +136,7 @@ def open_image(source: Any, *, max_pixels: int = MAX_PIXELS) -> Image:
     """
     from PIL import Image, ImageOps
 
-    name = textwrap.shorten(str(source), 200) if not isinstance(source, (bytes, Image.Image)) else "The image"
+    name = str(source) if isinstance(source, (str, os.PathLike)) else "The image"
     if isinstance(source, Image.Image):
         opened = [source, source]
     else:
@@ -230,7 +230,7 @@ class Skipped:
         its = self.examples.setdefault(reason, [])
         if len(its) < 3:
             text = " ".join(str(what).split())
-            its.append(text if len(text) <= 120 else f"{text[:80]} … {text[-37:]}")
+            its.append(text if len(text) <= 1000 else f"{text[:900]} … {text[-97:]}")  # paths may be long
 
     def __str__(self) -> str:
         return "\n".join(f"{n:,} left out, {why}: {', '.join(self.examples[why])}" for why, n in self.counts.items())

@@ -18,7 +18,6 @@ import json
 import logging
 import math
 import sys
-import textwrap
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -159,7 +158,7 @@ class Answerer:
         if not text.strip():
             raise InputError(f"{what} must not be empty.")
         if not self.reads(text):
-            raise InputError(f"The model can't read {textwrap.shorten(text, 80)!r}.",
+            raise InputError(f"The model can't read {text[:80]!r}.",
                              hint="in the language that it was trained in, which is English")  # fmt: skip
 
     def reads(self, text: str) -> bool:

@@ -22,6 +22,7 @@ from gpt_text_generation.text_generator import (
     DRAWING,
     MODULE,
     STRATEGIES,
+    Recorder,
     Settings,
     Strategy,
     TextGenerator,
@@ -126,8 +127,12 @@ def test_a_seed_gives_the_same_text_and_another_another(generator: TextGenerator
 # --- What is told of a text -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("held", [1, 1 << 14, Recorder.MAX_HELD])
 @pytest.mark.parametrize("strategy", ["greedy", "sampling", "beam_search"])
-def test_log_probabilities_are_the_models_own(strategy: Strategy, generator: TextGenerator) -> None:
+def test_log_probabilities_are_the_models_own(
+    strategy: Strategy, held: int, generator: TextGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Recorder, "MAX_HELD", held)
     for prompt, made in zip(PROMPTS, generator.generate(PROMPTS, Settings(strategy, max_new_tokens=12)), strict=True):
         ids = generator.language_model.encode(prompt)
         row = torch.tensor([[*ids, *made.token_ids]])

@@ -351,6 +351,16 @@ def test_unreadable_images_are_left_out_with_a_report(tmp_path: Path) -> None:
     assert skipped.counts.total() == 2 and "bad.png" in str(skipped)
 
 
+@pytest.mark.parametrize("depth", range(30, 250, 20))
+def test_the_report_names_files_of_any_depth(tmp_path: Path, depth: int) -> None:
+    folder = tmp_path / ("a" * depth)
+    folder.mkdir()
+    (folder / "bad.png").write_bytes(b"text")
+    skipped = Skipped()
+    assert not list(open_images([VQARecord("0", folder / "bad.png", "0", "q", {}, "what")], skipped))
+    assert "bad.png" in str(skipped)
+
+
 # --- Formats ----------------------------------------------------------------------------------------------------------
 
 
