@@ -143,7 +143,7 @@ def throughput(quick: bool) -> Row:
             return generator.generate(prompts, how)
 
         assert direct().shape[1] - input_ids.shape[1] == 64 == min(len(one.token_ids) for one in ours())
-        our_seconds, their_seconds = interleaved_medians(ours, direct, repeats=2 if quick else 21)
+        our_seconds, their_seconds = interleaved_medians(ours, direct, repeats=2 if quick else 61)
         tokens = 64 * len(prompts)
         ratios[strategy] = tokens / our_seconds, tokens / their_seconds
     shown = ", ".join(f"{name} {own:,.0f} (×{own / other:.2f})" for name, (own, other) in ratios.items())
