@@ -51,7 +51,14 @@ from multimodal_llm.clip_applications.zero_shot_classification import (
     unreadable,
 )
 from multimodal_llm.image_captioning.caption_evaluation import read_captions
-from multimodal_llm.visual_question_answering.data_loader import IMAGE_SUFFIXES, MAX_BYTES, Skipped, open_image
+from multimodal_llm.visual_question_answering.data_loader import (
+    IMAGE_SUFFIXES,
+    MAX_BYTES,
+    Skipped,
+    files_below,
+    open_image,
+    why_not,
+)
 from shared.config import check_range, run_commands
 from shared.errors import InputError
 from shared.logs import progress_bar
@@ -131,7 +138,7 @@ def look_at(encoder: ClipEncoder, paths: Sequence[str], batch_size: int = 32) ->
                 seen.append(encoder.pixels(image))
                 looks.append(Look(path, digest, thumbnail=thumbnail(image)))
             except (InputError, OSError) as error:
-                looks.append(Look(path, digest, reason=str(error.args[0] if error.args else error)))
+                looks.append(Look(path, digest, reason=str(getattr(error, "strerror", None) or error.args[0])))
         vectors = iter(encoder.embed_pixels(seen))
         yield from (look if look.reason else replace(look, vector=next(vectors)) for look in looks)
 
@@ -627,10 +634,10 @@ class ImageIndex:
             changes, closed = Changes(), []
             found = list(dict.fromkeys(path for root in roots for path in _images_below(root, self.folder, closed)))
             known = {path: (entry, stat) for entry in state.entries if entry for path, stat in entry.files.items()}
-            # What is in a folder that can't be read is not taken for deleted
+            # What can't be read, or is in a folder that can't, is not taken for deleted
             gone = {path for path in known if _is_below(path, roots) and not _is_below(path, closed)} - set(found)
             for folder in closed:
-                changes.skipped.add("the folder can't be read", folder)
+                changes.skipped.add("it can't be looked into", folder)
             if not found and not gone:
                 raise InputError(f"There is no image in {', '.join(map(str, inputs))}.",
                                  hint=f"files that end with {', '.join(sorted(IMAGE_SUFFIXES))}")  # fmt: skip
@@ -656,8 +663,7 @@ class ImageIndex:
                         continue
                     hashed[path] = hashlib.sha256(read_file(path)).hexdigest(), stat
                 except (InputError, OSError) as error:
-                    changes.skipped.add("the file can't be read", error.args[0] if isinstance(error, InputError) else
-                                        f"{path}: {error.strerror}")  # fmt: skip
+                    changes.skipped.add("the file can't be read", why_not(path, error))
         return hashed
 
     def _sorted_out(
@@ -961,15 +967,16 @@ def _is_below(path: str, roots: Sequence[str]) -> bool:
 
 def _images_below(root: str, index: Path, closed: list[str]) -> Iterator[str]:
     """Yield a file, or the images of a folder and those below it; an index's own are none. Takes what can't be read."""
+    own = os.path.abspath(index)
+
+    def enter(folder: str) -> bool:
+        parent, name = os.path.split(folder)
+        return folder != own and not (name == "thumbnails" and os.path.isfile(os.path.join(parent, MANIFEST)))
+
     if os.path.isfile(root):
         yield root
-        return
-    own = os.path.abspath(index)
-    for folder, folders, files in os.walk(root, onerror=lambda error: closed.append(str(error.filename))):
-        folders[:] = sorted(name for name in folders if os.path.join(folder, name) != own
-                            and not (name == "thumbnails" and MANIFEST in files))  # fmt: skip
-        paths = (os.path.join(folder, name) for name in sorted(files) if Path(name).suffix.lower() in IMAGE_SUFFIXES)
-        yield from (path for path in paths if os.path.isfile(path))
+    else:
+        yield from files_below(root, IMAGE_SUFFIXES, closed=closed.append, enter=enter)
 
 
 # --- How good it is ---------------------------------------------------------------------------------------------------
@@ -1173,6 +1180,12 @@ def index(config: IndexConfig) -> None:
         sys.stdout.write(f"There is no image left in {', '.join(inputs)}: all were removed from the index.\n")
 
 
+def gallery_index(model: str) -> Path:
+    """Return the folder of the gallery's index, of which each model has its own."""
+    digest = hashlib.sha256(model.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return GALLERY_INDEX if model == _ModelConfig.model else GALLERY_INDEX.with_name(f"{GALLERY_INDEX.name}-{digest}")
+
+
 def draw_gallery() -> Path:
     """Draw the builtin gallery as files, with captions; return its folder."""
     if not (GALLERY / "captions.jsonl").exists():
@@ -1228,9 +1241,10 @@ def search(config: SearchConfig) -> None:
     """Search; see :class:`SearchConfig`."""
     texts = list(filter(None, map(str.strip, config.text.split("|"))))
     if not texts and not config.image:  # the gallery, asked for two scenes that are there, and for one that is not
-        if config.text or config.folder not in (SearchConfig.folder, str(GALLERY_INDEX)):
+        gallery = str(gallery_index(config.model))
+        if config.text or config.folder not in (SearchConfig.folder, gallery):
             raise InputError("text must not be empty.", hint='--text "a red circle", or --image FILE')
-        config = replace(config, folder=str(GALLERY_INDEX))
+        config = replace(config, folder=gallery)
         index(IndexConfig(config.model, config.device, config.dtype, config.threads, folder=config.folder))
         drawn = distinct_scenes(GALLERY_SIZE + 1)
         texts = [drawn[place].scene.caption for place in (3, 4, GALLERY_SIZE)]
@@ -1281,7 +1295,7 @@ def remove(config: RemoveConfig) -> None:
 
 @dataclass
 class EvaluateConfig(_ModelConfig):
-    """Measure recall@k both ways, and how well "no match" is told."""
+    """Measure recall@k both ways, and of scenes also how well "no match" is told."""
 
     data: str = "builtin:scenes"
     """builtin:scenes, or a folder of images with captions."""

@@ -34,7 +34,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multimodal_llm.image_captioning.blip_model import find_images, load_pretrained
-from multimodal_llm.visual_question_answering.data_loader import IMAGE_SUFFIXES, Skipped, open_image
+from multimodal_llm.visual_question_answering.data_loader import (
+    IMAGE_SUFFIXES,
+    Skipped,
+    files_below,
+    open_image,
+    why_not,
+)
 from shared.config import check_range, run_commands
 from shared.errors import InputError
 from shared.logs import progress_bar
@@ -336,7 +342,7 @@ def embed_readable(
                 try:
                     opened.append((i, encoder.pixels(open_image(image))))
                 except (InputError, OSError) as error:
-                    skipped.add("the image can't be opened", error.args[0] if error.args else image)
+                    skipped.add("the image can't be opened", why_not(image, error))
             vectors = encoder.embed_pixels([its for _, its in opened])
             yield from ((i, vector) for (i, _), vector in zip(opened, vectors, strict=True))
             figures = f"{skipped.counts.total():,} left out" if skipped.counts else ""
@@ -507,7 +513,7 @@ def read_class_folders(folder: Path) -> tuple[list[str], list[Path], list[int]]:
         raise FileNotFoundError(f"No such folder: {str(folder)!r}.")
     labels, paths, truth = [], [], []
     for inside in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        its = sorted(p for p in inside.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        its = sorted(map(Path, files_below(inside, IMAGE_SUFFIXES)))
         if not its:
             logger.warning("%s holds no images, and is no class", inside)
             continue

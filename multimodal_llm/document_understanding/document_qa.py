@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, field
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
 
 from multimodal_llm.builtin.documents import Document as Rendered
 from multimodal_llm.builtin.documents import documents
@@ -547,10 +548,14 @@ def _total_rank(label: str) -> float:
 # --- The embedded answerer --------------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=256)
+_PAIRS: WeakKeyDictionary[Page, list[Pair]] = WeakKeyDictionary()  # gone with their page, which may be a visitor's
+
+
 def labelled_pairs(page: Page) -> list[Pair]:
     """Return the keys and values of a page, where the vocabulary's labels are keys without a colon too."""
-    return find_pairs(page.lines, is_label=lambda text: bool(field_of(text, 0.9)[0]))
+    if page not in _PAIRS:
+        _PAIRS[page] = find_pairs(page.lines, is_label=lambda text: bool(field_of(text, 0.9)[0]))
+    return _PAIRS[page]
 
 
 class LayoutAnswerer:
@@ -655,6 +660,9 @@ class LayoutLMAnswerer:
         if not words or picture is None:
             return Answer(question)
         length = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings - 2)
+        asked = len(self.tokenizer([question], boxes=[[0] * 4], truncation=False, verbose=False)["input_ids"])
+        if asked > length // 2:
+            raise InputError(f"question has {asked} tokens; this model reads at most {length // 2} beside a page.")
         encoded = self.tokenizer(
             [question], [[word.text for word in words]], boxes=[[thousandths(word.box, page) for word in words]],
             truncation="only_second", max_length=length, stride=length // 4, return_overflowing_tokens=True,
@@ -711,11 +719,15 @@ class DonutAnswerer:
             return Answer(question)
         prompt = f"<s_docvqa><s_question>{question}</s_question><s_answer>"
         start = self.tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"].to(self.device)
+        room = self.model.config.decoder.max_position_embeddings - start.shape[1]
+        if room < 1:
+            raise InputError(f"question has {start.shape[1]} tokens; this model reads at most "
+                             f"{start.shape[1] + room - 1}.")  # fmt: skip
         pixels = self.images(picture, return_tensors="pt")["pixel_values"].to(self.device)
         with torch.inference_mode():
             output = self.model.generate(
-                pixel_values=pixels, decoder_input_ids=start, max_new_tokens=64, do_sample=False, num_beams=1,
-                pad_token_id=self.tokenizer.pad_token_id, eos_token_id=self.tokenizer.eos_token_id,
+                pixel_values=pixels, decoder_input_ids=start, max_new_tokens=min(64, room), num_beams=1,
+                do_sample=False, pad_token_id=self.tokenizer.pad_token_id, eos_token_id=self.tokenizer.eos_token_id,
                 output_scores=True, return_dict_in_generate=True,
             )  # fmt: skip
         steps = self.model.compute_transition_scores(output.sequences, output.scores, normalize_logits=True)
@@ -756,7 +768,10 @@ class DocumentQA:
             from transformers import AutoConfig
 
             with loading_errors(source, BUILTIN):
-                kind = AutoConfig.from_pretrained(source.name, revision=source.revision).model_type
+                known = AutoConfig.from_pretrained(source.name, revision=source.revision)
+            kind, saved_as = known.model_type, known.architectures or []
+            if kind == "layoutlmv3" and saved_as and not any(name.endswith("QuestionAnswering") for name in saved_as):
+                kind = saved_as[0]  # its head would be made of random weights
             if kind not in ("layoutlmv3", "vision-encoder-decoder"):
                 raise InputError(f"{model} is a {kind}, which does not answer questions about documents.",
                                  hint=f"a LayoutLMv3 or a Donut that was tuned to, or {BUILTIN}")  # fmt: skip

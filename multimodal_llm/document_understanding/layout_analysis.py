@@ -27,7 +27,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
-from multimodal_llm.visual_question_answering.data_loader import FORMATS
+from multimodal_llm.visual_question_answering.data_loader import FORMATS, as_rgb, files_below
 from shared.config import check_range, run_commands
 from shared.errors import InputError
 from shared.logs import progress_bar
@@ -157,7 +157,7 @@ class Page:
         number: Of the page, from 1.
         width: Pixels.
         height: Pixels.
-        engine: What read it: rapidocr, tesseract, pdf, or given.
+        engine: What read it: rapidocr, tesseract, pdf, given, or none where only the picture is looked at.
         blocks: In reading order.
         tables: From top to bottom.
         pairs: Keys and values, from top to bottom.
@@ -297,18 +297,10 @@ def _picture_pages(path: Path, max_pages: int) -> Iterator[tuple[Image, list[Wor
 
 
 def _upright(file: Image) -> Image:
-    """Turn a picture as its EXIF data says, put transparent parts on white, and bring it to RGB and size."""
-    import numpy as np
-    from PIL import Image, ImageOps
+    """Turn a picture as its EXIF data says, and bring it to RGB and size."""
+    from PIL import ImageOps
 
-    picture = ImageOps.exif_transpose(file)
-    if picture.mode.startswith(("I", "F")):  # 16 and 32 bits: converting would cut off, not scale
-        values = np.asarray(picture, dtype=np.float64)
-        picture = Image.fromarray((values * (255 / max(values.max(), 1.0))).clip(0, 255).astype(np.uint8))
-    if picture.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in picture.info:
-        colors = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", colors.size, "white"), colors)
-    picture = picture.convert("RGB")
+    picture = as_rgb(ImageOps.exif_transpose(file))
     scale = (WORK_PIXELS / (picture.width * picture.height)) ** 0.5
     if scale < 1:
         picture = picture.resize((max(int(picture.width * scale), 1), max(int(picture.height * scale), 1)))
@@ -368,6 +360,10 @@ def _own_words(page: Any, place: Any) -> list[Word]:
     return words
 
 
+class EngineError(InputError):
+    """The OCR itself does not work, with whatever file."""
+
+
 def recognize(picture: Image, engine: str = "rapidocr") -> list[Word]:
     """Read the words of a picture.
 
@@ -379,7 +375,8 @@ def recognize(picture: Image, engine: str = "rapidocr") -> list[Word]:
         The words, in no order that matters; none where there is no text.
 
     Raises:
-        InputError: There is no such engine, or tesseract is not installed.
+        InputError: There is no such engine.
+        EngineError: Tesseract is not installed, or fails.
     """
     if engine not in ("rapidocr", "tesseract"):
         raise InputError(f"engine must be rapidocr or tesseract. Got {engine!r}.")
@@ -460,12 +457,12 @@ def _corners_box(corners: Any) -> Box:
 def _by_tesseract(picture: Image) -> list[Word]:
     binary = shutil.which("tesseract")
     if binary is None:
-        raise InputError("tesseract is not installed.", hint="--engine rapidocr, or apt install tesseract-ocr")
+        raise EngineError("tesseract is not installed.", hint="--engine rapidocr, or apt install tesseract-ocr")
     image = io.BytesIO()
     picture.save(image, "PNG")
     done = subprocess.run([binary, "stdin", "stdout", "tsv"], input=image.getvalue(), capture_output=True, check=False)
     if done.returncode:
-        raise InputError(f"tesseract failed: {done.stderr.decode(errors='replace').strip()[-200:]}")
+        raise EngineError(f"tesseract failed: {done.stderr.decode(errors='replace').strip()[-200:]}")
     words = []
     for row in done.stdout.decode("utf-8", "replace").splitlines()[1:]:
         cells = row.split("\t")
@@ -972,7 +969,7 @@ def find_files(place: str) -> list[Path]:
         raise FileNotFoundError(f"No such file or folder: {place!r}.")
     if path.is_file():
         return [path]
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in KINDS and file.is_file())
+    files = sorted(map(Path, files_below(path, KINDS)))
     if not files:
         raise InputError(f"There are no pictures or PDFs in {place!r}.", hint=f"files ending in {', '.join(KINDS)}")
     return files
@@ -1006,7 +1003,7 @@ def analyze(config: AnalyzeConfig) -> None:
                     for name in ("words", "tables", "pairs"):
                         counts[name] += len(getattr(page, name))
             except (InputError, OSError) as error:
-                if len(files) == 1 or isinstance(error, InputError) and "tesseract" in str(error.args[0]):
+                if len(files) == 1 or isinstance(error, EngineError):
                     raise
                 skipped[str(file)] = str(error.args[0] if isinstance(error, InputError) else error)
                 logger.warning("skipped: %s", skipped[str(file)])

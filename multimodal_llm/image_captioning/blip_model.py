@@ -26,13 +26,33 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from multimodal_llm.visual_question_answering.data_loader import IMAGE_SUFFIXES, RowImage, Skipped, open_image
+from multimodal_llm.image_captioning.caption_evaluation import (
+    CLIP_PROMPT,
+    CaptionFile,
+    clip_scores,
+    evaluate_captions,
+    match_images,
+    read_captions,
+    scene_objects,
+    tokenize,
+)
+from multimodal_llm.visual_question_answering.data_loader import (
+    IMAGE_SUFFIXES,
+    RowImage,
+    Skipped,
+    digest_of,
+    files_below,
+    open_image,
+    why_not,
+)
 from shared.checkpoints import read_checkpoint, save_checkpoint, select
 from shared.config import check_range, run_commands
 from shared.errors import InputError
@@ -123,10 +143,14 @@ class Captioner:
         processor: Its own.
         name: What was resolved.
         clip: A CLIP to judge captions by, see ``zero_shot_classification.load_clip``.
+        clip_prompt: Put before each caption then.
     """
 
-    def __init__(self, model: Any, processor: Any, name: str = "", clip: Any = None) -> None:
-        self.model, self.processor, self.name, self.clip = model, processor, name, clip
+    def __init__(
+        self, model: Any, processor: Any, name: str = "", clip: Any = None, clip_prompt: str = CLIP_PROMPT
+    ) -> None:
+        self.model, self.processor, self.name = model, processor, name
+        self.clip, self.clip_prompt = clip, clip_prompt
         processor.tokenizer.padding_side = "left"
 
     def _inputs(self, images: Sequence[Image], prefix: str) -> Any:
@@ -158,6 +182,9 @@ class Captioner:
 
         Returns:
             One of each image.
+
+        Raises:
+            InputError: The prefix fills the model's positions.
         """
         import torch
 
@@ -166,7 +193,9 @@ class Captioner:
         inputs = self._inputs(images, prefix).to(self.model.device, self.model.dtype)
         said = inputs["input_ids"].shape[1] if "input_ids" in inputs else 1
         room = getattr(self.model.config.get_text_config(), "max_position_embeddings", sys.maxsize) - said
-        max_new_tokens = max(1, min(max_new_tokens, room))
+        if room < 1:
+            raise InputError(f"prefix has {said} tokens; {self.name} reads at most {said + room - 1}.")
+        max_new_tokens = min(max_new_tokens, room)
         with torch.inference_mode():
             out = self.model.generate(**inputs, num_beams=num_beams, do_sample=False, max_new_tokens=max_new_tokens,
                                       return_dict_in_generate=True, output_scores=True)  # fmt: skip
@@ -198,23 +227,22 @@ class Captioner:
         return {one for one in flat if one is not None}
 
     def _judged(self, images: Sequence[Image], captions: Sequence[Caption]) -> list[Caption]:
-        from multimodal_llm.image_captioning.caption_evaluation import clip_score
-
-        scores = clip_score(self.clip.embed_images(images), self.clip.embed_texts([one.text for one in captions]))
+        scores, _ = clip_scores(self.clip, images, [one.text for one in captions], prompt=self.clip_prompt)
         return [Caption(one.text, one.log_probability, one.tokens, float(score))
                 for one, score in zip(captions, scores, strict=True)]  # fmt: skip
 
 
 def load_captioner(
-    model: str = "builtin:captions", device: str = "auto", dtype: str = "auto", clip: str = ""
-) -> Captioner:
+    model: str = "builtin:captions", device: str = "auto", dtype: str = "auto", clip: str = "",
+    clip_prompt: str = CLIP_PROMPT,
+) -> Captioner:  # fmt: skip
     """Load a model that writes captions; see :func:`load_pretrained`, and ``clip`` for CLIPScores beside them."""
     loaded, processor, source = load_pretrained(model, "captions", "AutoModelForImageTextToText", device, dtype)
     if not clip:
         return Captioner(loaded, processor, str(source))
     from multimodal_llm.clip_applications.zero_shot_classification import load_clip
 
-    return Captioner(loaded, processor, str(source), load_clip(clip, device, dtype))
+    return Captioner(loaded, processor, str(source), load_clip(clip, device, dtype), clip_prompt)
 
 
 # --- Images with captions ---------------------------------------------------------------------------------------------
@@ -232,8 +260,7 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
         path = Path(name).expanduser()
         if not path.exists():
             raise FileNotFoundError(f"No such file or folder: {name!r}.")
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-        found += inside if path.is_dir() else [path]
+        found += sorted(map(Path, files_below(path, IMAGE_SUFFIXES))) if path.is_dir() else [path]
     if not found:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         raise InputError(f"There is no image in {', '.join(inputs)}.", hint=f"files that end with {kinds}")
@@ -279,8 +306,6 @@ def load_captioned(data: str, captions: str = "", split: str = "train", count: i
 
 
 def _of_folder(folder: Path, captions: str) -> list[CaptionedImage]:
-    from multimodal_llm.image_captioning.caption_evaluation import CaptionFile, match_images, read_captions
-
     if not folder.is_dir():
         raise InputError(f"data must be a folder of images. Got {folder}.", hint="--captions FILE beside it")
     places = [Path(captions)] if captions else sorted(folder.glob("*captions*.json*")) + sorted(folder.glob("*.csv"))
@@ -289,10 +314,12 @@ def _of_folder(folder: Path, captions: str) -> list[CaptionedImage]:
     known, paths = read_captions(places[0]), find_images([str(folder)])
     by_name = {str(path.relative_to(folder)): path for path in paths}
     match = match_images(CaptionFile({name: [""] for name in by_name}), known)
-    if len(match) < len(by_name):
-        logger.warning("%d of %d images have no caption in %s", len(by_name) - len(match), len(by_name), places[0])
-    return [CaptionedImage(name, by_name[name], tuple(filter(str.strip, known.captions[its])))
-            for name, its in match.items() if any(map(str.strip, known.captions[its]))]  # fmt: skip
+    said = {name: tuple(filter(tokenize, known.captions[its])) for name, its in match.items()}
+    found = [CaptionedImage(name, by_name[name], texts) for name, texts in said.items() if texts]
+    if len(found) < len(by_name):
+        left_out = len(by_name) - len(found)
+        logger.warning("%d of %d images have no caption with a word in %s", left_out, len(by_name), places[0])
+    return found
 
 
 def _of_hub(source: Source, split: str) -> list[CaptionedImage]:
@@ -306,7 +333,7 @@ def _of_hub(source: Source, split: str) -> list[CaptionedImage]:
     rows = rows.cast_column("image", datasets.Image(decode=False))
     found = []
     for i, its in enumerate(rows[column]):
-        texts = tuple(filter(str.strip, [its] if isinstance(its, str) else map(str, its or [])))
+        texts = tuple(filter(tokenize, [its] if isinstance(its, str) else map(str, its or [])))
         if texts:
             found.append(CaptionedImage(f"{split}-{i}", RowImage(rows, "image", i), texts))
     return found
@@ -342,6 +369,49 @@ def share_of_rate(step: int, total: int) -> float:
     """Rise over the first 2 % of steps, hold, fall to 0 over the last 40 % (Hägele et al., 2024, arXiv:2405.18392)."""
     rising, falling = max(1, total // 50), max(1, round(total * 0.4))
     return min(1.0, (step + 1) / rising, (total - step) / falling)
+
+
+DIGEST = "data.sha256"  # of a run that learns, what digest_of says of its data
+
+
+@contextmanager
+def learning(module: str, config: Any, digest: str) -> Iterator[tuple[Path, Run | None]]:
+    """Open the run of a command that learns; ``accelerate launch -m`` starts the command in several processes.
+
+    Args:
+        module: The module as ``python -m`` takes it.
+        config: Its configuration, with run, resume, seed, data and device.
+        digest: Of the data, which must be the same when a run goes on: else what was learned could be measured on.
+
+    Yields:
+        The run's folder; and the run in the first process, which alone measures and writes, None in the others.
+
+    Raises:
+        InputError: The run can't go on, or its data have changed.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    # The others wait while the first measures, longer than the ten minutes that are usual
+    state = PartialState(cpu=pick_device(config.device).type == "cpu", timeout=timedelta(days=1))
+    if config.resume:
+        folder = OUTPUTS / PROJECT / config.run
+        check_resumable(folder, config, also=("seed",))
+        if (folder / DIGEST).exists() and (folder / DIGEST).read_text() != digest:
+            raise InputError(f"{config.data} is no longer what {config.run} began with: its images or texts changed.",
+                             hint="the data as they were; or another --run")  # fmt: skip
+    run = None
+    if state.is_main_process:
+        run = Run(PROJECT, module, "train", config, name=config.run, resume=config.resume)
+        write_atomic(run.folder / DIGEST, digest)
+    [folder] = broadcast_object_list([run.folder if run else None])
+    try:
+        yield folder, run
+    except (InputError, OSError):
+        if run and {path.name for path in folder.iterdir()} == {"config.yaml", DIGEST}:
+            (folder / DIGEST).unlink()  # nothing was done: the name is free
+        raise
+    state.wait_for_everyone()  # a process that leaves early takes those with it that still write results
 
 
 def fit(
@@ -464,7 +534,7 @@ def _load_checkpoint(path: Path, module: Any, optimizers: Sequence[Any]) -> int:
 
 
 def shuffled(count: int, batch_size: int, seed: int, number: int) -> list[int]:
-    """Return which rows batch ``number`` has: every row once an epoch, each epoch in an order of its own."""
+    """Return which rows batch ``number`` has, in (0, count); an epoch is whole batches, in an order of its own."""
     per_epoch = max(1, count // batch_size)
     epoch, place = divmod(number, per_epoch)
     order = np.random.default_rng((seed, epoch)).permutation(count)
@@ -506,6 +576,8 @@ class ModelConfig:
     """Images captioned at a time."""
     clip: str = ""
     """A CLIP or SigLIP that judges captions, such as builtin:clip; none by default."""
+    clip_prompt: str = CLIP_PROMPT
+    """Put before each caption for it; the paper's, which builtin:clip is better without."""
     device: str = field(default="auto", metadata=NOT_RECIPE)
     """auto, cpu, cuda or mps."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -525,7 +597,7 @@ class ModelConfig:
     def writer(self) -> Callable[[Sequence[Image]], list[Caption]]:
         """Load the model, and return what captions images."""
         set_threads(self.threads)
-        captioner = load_captioner(self.model, self.device, self.dtype, self.clip)
+        captioner = load_captioner(self.model, self.device, self.dtype, self.clip, self.clip_prompt)
         return functools.partial(captioner.caption, prefix=self.prefix, num_beams=self.num_beams,
                                  max_new_tokens=self.max_new_tokens)  # fmt: skip
 
@@ -551,7 +623,7 @@ def caption_images(
                 try:
                     opened.append((name, open_image(image)))
                 except (InputError, OSError) as error:
-                    skipped.add("the image can't be opened", error.args[0] if error.args else name)
+                    skipped.add("the image can't be opened", why_not(image, error))
             made = write([image for _, image in opened])
             yield from zip((name for name, _ in opened), made, strict=True)
             bar.update(task, completed=min(len(named), start + batch_size), figures=made[-1].text[:50] if made else "")
@@ -586,6 +658,7 @@ def caption_with_ray(
 
     import ray
 
+    config.writer()  # a model that is not there is told here; one of the hub is fetched once
     started = not ray.is_initialized()
     if started:
         ray.init(include_dashboard=None if os.environ.get("RAY_ADDRESS") else False, log_to_driver=False)
@@ -779,8 +852,6 @@ def measure(
     Returns:
         Figures, and a table of them.
     """
-    from multimodal_llm.image_captioning.caption_evaluation import evaluate_captions, scene_objects
-
     skipped = Skipped()
     made = dict(caption_images(write, [(one.name, one.image) for one in images], batch_size, skipped, what="evaluate"))
     for line in filter(None, str(skipped).split("\n")):
@@ -851,8 +922,6 @@ class TrainConfig:
 
 def train(config: TrainConfig) -> None:
     """Fine-tune a BLIP; see :class:`TrainConfig`."""
-    import torch
-
     set_threads(config.threads)
     if config.data == "builtin:scenes":
         rows = load_captioned(config.data, split="pairs", count=config.count or 4000, seed=1, grid=config.grid)
@@ -865,14 +934,12 @@ def train(config: TrainConfig) -> None:
             raise InputError(f"{config.data} must have two images at least, to learn from one and measure on one.")
         rows, held_out = [rows[i] for i in order[kept:]], [rows[i] for i in order[:kept]]
     captioner = load_captioner(config.model, config.device, "float32")
+    digest = digest_of((part, one.name, *one.captions) for part, its in (("train", rows), ("held out", held_out))
+                       for one in its)  # fmt: skip
     if captioner.model.config.model_type != "blip":
         raise InputError(f"train knows BLIP. {config.model} is {captioner.model.config.model_type}.",
                          hint="Salesforce/blip-image-captioning-base")  # fmt: skip
-    if config.resume:
-        check_resumable(OUTPUTS / PROJECT / config.run, config, also=("seed",))
-    run = Run(PROJECT, MODULE, "train", config, name=config.run, resume=config.resume)
     objects = config.data == "builtin:scenes"
-    before, _ = measure(captioner.caption, held_out, 32, objects=objects)
     text = captioner.model.config.text_config
     processor, skipped = captioner.processor, Skipped()
 
@@ -883,7 +950,7 @@ def train(config: TrainConfig) -> None:
             try:
                 opened.append((open_image(one.image), one.captions[number % len(one.captions)]))
             except (InputError, OSError) as error:
-                skipped.add("the image can't be opened", error.args[0])
+                skipped.add("the image can't be opened", why_not(one.image, error))
         if not opened:
             raise InputError(f"None of {len(chosen)} images can be opened. {skipped}")
         ids, mask = padded_ids(processor.tokenizer, [its for _, its in opened], text.bos_token_id,
@@ -892,18 +959,20 @@ def train(config: TrainConfig) -> None:
         return {"pixel_values": images, "input_ids": ids, "attention_mask": mask}
 
     recipe = Recipe(config.steps, config.batch_size, config.learning_rate, seed=config.seed, device=config.device)
-    fit(captioner.model, caption_loss, batch_of, recipe, run.folder, tracking=config.tracking)
-    if skipped.counts:
-        logger.warning("%s", skipped)
-    after, table = measure(captioner.caption, held_out, 32, objects=objects, path=run.folder / "captions.jsonl")
-    with torch.no_grad():
-        captioner.model.save_pretrained(run.folder / "model")
-        processor.save_pretrained(run.folder / "model")
-    metrics = after | {f"{name} before": before[name] for name in ("exact", "CIDEr-D", "BLEU-4") if name in before}
-    run.finish(model=config.model, data=config.data, seed=config.seed, metrics=metrics)
-    (run.folder / CHECKPOINT).unlink(missing_ok=True)
-    sys.stdout.write(f"{table}\nbefore: exact {before['exact']:.4f}, CIDEr-D {before['CIDEr-D']:.4f}\n")
-    sys.stdout.write(f"{run.folder / 'model'}\n")
+    with learning(MODULE, config, digest) as (folder, run):
+        before = measure(captioner.caption, held_out, 32, objects=objects)[0] if run else {}
+        fit(captioner.model, caption_loss, batch_of, recipe, folder, tracking=config.tracking)
+        if skipped.counts:
+            logger.warning("%s", skipped)
+        if run:
+            after, table = measure(captioner.caption, held_out, 32, objects=objects, path=folder / "captions.jsonl")
+            captioner.model.save_pretrained(folder / "model")
+            processor.save_pretrained(folder / "model")
+            shown = {f"{name} before": before[name] for name in ("exact", "CIDEr-D", "BLEU-4") if name in before}
+            run.finish(model=config.model, data=config.data, seed=config.seed, metrics=after | shown)
+            (folder / CHECKPOINT).unlink(missing_ok=True)
+            sys.stdout.write(f"{table}\nbefore: exact {before['exact']:.4f}, CIDEr-D {before['CIDEr-D']:.4f}\n")
+            sys.stdout.write(f"{folder / 'model'}\n")
 
 
 if __name__ == "__main__":

@@ -357,6 +357,9 @@ def precision_recall_f1(statistics: Floats) -> Floats:
 # --- CLIPScore --------------------------------------------------------------------------------------------------------
 
 
+CLIP_PROMPT = "A photo depicts "  # the paper's
+
+
 def clip_score(images: ArrayLike, captions: ArrayLike) -> Floats:
     """Return CLIPScore = 2.5 · max(cos(image, caption), 0), in [0, 2.5]; it needs no references.
 
@@ -394,7 +397,7 @@ def _unit(vectors: ArrayLike) -> Floats:
 
 def clip_scores(
     encoder: ClipEncoder, images: Sequence[Any], captions: Sequence[str],
-    references: Sequence[Sequence[str]] | None = None, *, prompt: str = "A photo depicts ", batch_size: int = 32,
+    references: Sequence[Sequence[str]] | None = None, *, prompt: str = CLIP_PROMPT, batch_size: int = 32,
 ) -> tuple[Floats, Floats | None]:  # fmt: skip
     """Return CLIPScore and RefCLIPScore by a CLIP or SigLIP.
 
@@ -403,7 +406,7 @@ def clip_scores(
         images: N, of what ``data_loader.open_image`` takes.
         captions: N.
         references: N times the references; without them there is no RefCLIPScore.
-        prompt: Put before each text; the paper's. Leave it empty for a model that was trained without.
+        prompt: Put before each text; leave it empty for a model that was trained without.
         batch_size: Images embedded at a time.
     """
     seen = encoder.embed_images(images, batch_size)
@@ -665,8 +668,8 @@ class EvaluateConfig:
     """Folder of the images, for CLIPScore."""
     clip: str = ""
     """CLIP or SigLIP for CLIPScore, such as builtin:clip or openai/clip-vit-base-patch32; none by default."""
-    clip_prompt: str = "A photo depicts "
-    """Put before each caption for CLIPScore."""
+    clip_prompt: str = CLIP_PROMPT
+    """Put before each caption for CLIPScore; the paper's, which builtin:clip is better without."""
     repeats: int = 1000
     """Draws of each interval."""
     device: str = field(default="auto", metadata=NOT_RECIPE)

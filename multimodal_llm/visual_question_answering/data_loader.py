@@ -25,7 +25,7 @@ import warnings
 import zipfile
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -88,6 +88,37 @@ class RowImage:
         return f"{self.column} of row {self.index}"
 
 
+def _warn_of(place: str) -> None:
+    logger.warning("%s can't be read, nor what is below it", place)
+
+
+def files_below(
+    folder: str | Path, suffixes: Container[str] | None = None, *, closed: Callable[[str], object] = _warn_of,
+    enter: Callable[[str], bool] = lambda folder: True,
+) -> Iterator[str]:  # fmt: skip
+    """Yield the paths of the files in a folder and below it, in a fixed order; links to folders are not followed.
+
+    Args:
+        folder: To look in.
+        suffixes: In small letters, of the files that are wanted; by default all are.
+        closed: Called with each folder or file that can't be looked at; by default a warning is logged.
+        enter: Whether to look in a folder below.
+    """
+    for place, folders, names in os.walk(folder, onerror=lambda error: closed(str(error.filename))):
+        folders[:] = sorted(name for name in folders if enter(os.path.join(place, name)))
+        for name in sorted(names):
+            if suffixes is not None and PurePosixPath(name).suffix.lower() not in suffixes:
+                continue
+            path = os.path.join(place, name)
+            try:
+                if stat.S_ISREG(os.stat(path).st_mode):
+                    yield path
+            except FileNotFoundError:  # a link to nothing
+                continue
+            except OSError:
+                closed(path)
+
+
 def _read_member(archive: Path, member: str, most: int) -> bytes:
     with _opened_member(archive, member, most) as file:
         return b"".join(iter(lambda: file.read(4096), b""))  # all at once, it would unpack more than the header says
@@ -136,7 +167,8 @@ def open_image(source: Any, *, max_pixels: int = MAX_PIXELS) -> Image:
     """
     from PIL import Image, ImageOps
 
-    name = str(source) if isinstance(source, (str, os.PathLike)) else "The image"
+    named = not isinstance(source, bytes) and type(source).__str__ is not object.__str__
+    name = str(source) if named else "The image"
     if isinstance(source, Image.Image):
         opened = [source, source]
     else:
@@ -167,18 +199,25 @@ def open_image(source: Any, *, max_pixels: int = MAX_PIXELS) -> Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             opened[1].seek(0)
-            return _as_rgb(ImageOps.exif_transpose(opened[1]))
+            return as_rgb(ImageOps.exif_transpose(opened[1]))
     except Exception as error:
         reason = textwrap.shorten(str(error), 200, placeholder=" …")
         raise InputError(f"{name} is damaged: {reason}.") from None
 
 
-def _as_rgb(image: Image) -> Image:
+def as_rgb(image: Image) -> Image:
+    """Return an image as RGB: what is transparent on white, 16 and 32 bits scaled to 8.
+
+    Integers above 255 are scaled from the fewest bits that hold them, 12 or 16 or more: cameras and scanners fill
+    16-bit files with 12. Floats are scaled from 1, or from 255 where one is larger.
+    """
     from PIL import Image
 
     if image.mode.startswith(("I", "F")):  # PIL's own conversion would cut off at 255
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535 if values.max() > 255 else 255
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        most = values.max()
+        steps = (255, 4095, 65535) if image.mode.startswith("I") else (1, 255, 65535)
+        top = next((step for step in steps if most <= step), most)
         return Image.fromarray((values.clip(0, top) / top * 255).round().astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         layered = image.convert("RGBA")
@@ -251,13 +290,18 @@ class VQAData:
     skipped: Skipped
 
 
+def why_not(source: object, error: Exception) -> str:
+    """Say why an image could not be opened, by its name: an error of the system's has none when it is a number's."""
+    return str(error.args[0]) if isinstance(error, InputError) else f"{source}: {getattr(error, 'strerror', error)}"
+
+
 def open_images(records: Iterable[VQARecord], skipped: Skipped) -> Iterator[tuple[VQARecord, Image]]:
     """Yield each record with its image opened; those that can't be opened are counted and left out."""
     for record in records:
         try:
             yield record, open_image(record.image)
         except (InputError, OSError) as error:
-            skipped.add("the image can't be opened", error.args[0])
+            skipped.add("the image can't be opened", why_not(record.image, error))
 
 
 MAX_PEOPLE = 1_000_000_000  # who gave one answer; larger counts are no numbers of people, and soon no floats
@@ -460,13 +504,13 @@ def answer_vocabulary(
 
 # --- Splits -----------------------------------------------------------------------------------------------------------
 
-SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test", "testdev")}
 
 
 def split_name(name: str) -> str:
-    """Return train, validation or test for names such as ``val2014``; empty for another."""
-    plain = re.sub(r"[\d_-]+$", "", name.lower())
-    return next((split for split, names in SPLIT_NAMES.items() if plain in names), "")
+    """Return train, validation or test for names such as ``val2014`` or ``vqa_test``; empty for another."""
+    words = re.split(r"[\W\d_]+", name.lower())
+    return next((split for word in words for split, names in SPLIT_NAMES.items() if word in names), "")
 
 
 def split_by_image(
@@ -519,8 +563,8 @@ class Files:
     def __init__(self, path: Path, *, deep: bool = True, base: Path | None = None) -> None:
         self.path, self._starts = path, dict.fromkeys((path, base or path))  # in this order
         if path.is_dir():
-            found = path.rglob("*") if deep else (file for pattern in ("*", "*/*") for file in path.glob(pattern))
-            names = (file.relative_to(path).as_posix() for file in found if file.is_file())
+            found = files_below(path, enter=lambda folder: deep or os.path.dirname(folder) == str(path))
+            names = (Path(file).relative_to(path).as_posix() for file in found)
             self.names = sorted(name for name in names if not PurePosixPath(name).name.startswith("."))
         else:
             self.names = sorted(name for name in _open_archive(path).namelist() if not name.endswith("/"))
@@ -613,7 +657,7 @@ class _Collector:
         self.skipped = Skipped()
         self.splits: dict[str, list[VQARecord]] = {}
         self._keep_unanswered = keep_unanswered
-        self._seen: set[str] = set()
+        self._seen: set[tuple[str, str]] = set()  # of a split and an id: each file may count from 0
 
     def add(self, split: str, id: str, image: Any, image_id: str, question: Any, answers: Any, kind: Any = None,
             name: str = "") -> None:  # fmt: skip
@@ -623,12 +667,12 @@ class _Collector:
             self.skipped.add("without a question", id)
         elif not counts and not self._keep_unanswered:
             self.skipped.add("without an answer", id)
-        elif id in self._seen:
+        elif (split, id) in self._seen:
             self.skipped.add("with an id that was there before", id)
         elif image is None:
             self.skipped.add("without its image", name or id)
         else:
-            self._seen.add(id)
+            self._seen.add((split, id))
             kind = kind if isinstance(kind, str) and kind else question_type(question)
             record = VQARecord(id, image, image_id, question.strip(), counts, kind)
             self.splits.setdefault(split, []).append(record)
@@ -780,8 +824,10 @@ def _read_path(path: Path, config: DataConfig, into: _Collector) -> None:
         lines = [name for name in files.names if name.endswith(".jsonl") and "/" not in name]
         if lines:
             for name in lines:
-                split = split_name(PurePosixPath(name).stem) or "train"
-                read_jsonl(files.lines(name), name, split, images, into)
+                split = split_name(PurePosixPath(name).stem)
+                if not split and len(lines) > 1:
+                    logger.warning("%s is taken for train: its name has none of train, validation and test", name)
+                read_jsonl(files.lines(name), name, split or "train", images, into)
             return None
     beside = path if path.is_dir() else path.parent
     found = [file for file in sorted(beside.iterdir())
@@ -801,6 +847,14 @@ def _read_path(path: Path, config: DataConfig, into: _Collector) -> None:
 
 
 # --- Loading ----------------------------------------------------------------------------------------------------------
+
+
+def _same_image(one: Any, other: Any) -> bool:
+    """Whether two images with one id are the same: in a data set of the hub, each split may count from 0."""
+    try:
+        return not isinstance(one, RowImage) or one.read() == other.read()
+    except (InputError, OSError):
+        return True  # which none can learn from
 
 
 @dataclass
@@ -857,11 +911,14 @@ def load_vqa(config: DataConfig, seed: int = 0, *, divide: bool = True) -> VQADa
     else:
         _read_path(Path(source.name), config, into)
     splits, skipped = into.splits, into.skipped
-    kept_back = {record.image_id for split, records in splits.items() if split != "train" for record in records}
-    if leaks := [record for record in splits.get("train", ()) if record.image_id in kept_back]:
-        for record in leaks:
+    kept_back = {one.image_id: one.image for split, records in splits.items() if split != "train" for one in records}
+    learned = []
+    for record in splits.get("train", ()):
+        if record.image_id in kept_back and _same_image(record.image, kept_back[record.image_id]):
             skipped.add("of train, whose image is also in another split", record.id)
-        splits["train"] = [record for record in splits["train"] if record.image_id not in kept_back]
+        else:
+            learned.append(record)
+    splits["train"] = learned
     for line in filter(None, str(skipped).split("\n")):
         logger.warning("%s: %s", source, line)
     splits = {split: splits[split] for split in SPLIT_NAMES if splits.get(split)}

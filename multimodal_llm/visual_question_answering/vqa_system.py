@@ -32,6 +32,7 @@ from multimodal_llm.image_captioning.blip_model import (
     PROJECT,
     Recipe,
     fit,
+    learning,
     load_pretrained,
     padded_ids,
     shuffled,
@@ -48,11 +49,12 @@ from multimodal_llm.visual_question_answering.data_loader import (
     normalized_counts,
     open_image,
     vqa_accuracy,
+    why_not,
 )
 from shared.config import check_range, run_commands
 from shared.errors import InputError
 from shared.logs import progress_bar
-from shared.results import OUTPUTS, Run, check_resumable, write_atomic
+from shared.results import Run, write_atomic
 from shared.runtime import set_threads
 
 if TYPE_CHECKING:
@@ -61,7 +63,6 @@ if TYPE_CHECKING:
 
 MODULE = f"{PROJECT}.visual_question_answering.vqa_system"
 NOT_RECIPE = {"recipe": False}
-DIGEST = "data.sha256"  # in the folder of a training: what its data were
 logger = logging.getLogger(MODULE)
 
 
@@ -127,7 +128,7 @@ class Answerer:
         """Answer questions, in one batch.
 
         Args:
-            images: RGB; each is looked at once, however many questions there are about it.
+            images: RGB; a BLIP looks at each once, however many questions there are about it.
             questions: What is asked.
             image_of: Of each question, the number of its image; by default question i is about image i.
             candidates: Answers to choose from; by default BLIP writes, and ViLT chooses among all it knows.
@@ -294,7 +295,7 @@ def answer_records(
                     images.append(open_image(group[0].image))
                 except (InputError, OSError) as error:
                     for _ in group:
-                        skipped.add("the image can't be opened", error.args[0])
+                        skipped.add("the image can't be opened", why_not(group[0].image, error))
                     continue
                 for record in group:
                     if answerer.reads(record.question):
@@ -466,37 +467,29 @@ def train(config: TrainConfig) -> None:
 
     set_threads(config.threads)
     data = load_vqa(config, config.seed)
-    if "train" not in data.splits:
+    answered = {split: its for split, part in data.splits.items() if (its := [one for one in part if one.answers])}
+    if "train" not in answered:
         raise InputError(f"{data.name} has nothing to learn from.", hint="a data set with a train split")
-    held_out = data.splits.get("test") or data.splits.get("validation") or []
+    held_out = answered.get("test") or answered.get("validation") or []
     digest = digest_of((split, one.id, one.image_id, one.question, str(one.answers))
-                       for split, part in data.splits.items() for one in part)  # fmt: skip
-    if config.resume:
-        check_resumable(OUTPUTS / PROJECT / config.run, config, also=("seed",))
-        began_with = OUTPUTS / PROJECT / config.run / DIGEST
-        if began_with.exists() and began_with.read_text() != digest:  # what was learned could be measured on now
-            raise InputError(f"{data.name} is no longer what {config.run} began with: images, questions or answers "
-                             "changed.", hint="the data as they were; or another --run")  # fmt: skip
+                       for split, part in answered.items() for one in part)  # fmt: skip
     torch.manual_seed(config.seed)  # of weights that a captioner has not
     answerer = load_answerer(config.model, config.device, "float32", to_learn=True)
-    model, processor, groups = answerer.model, answerer.processor, by_image(data.splits["train"])
-    vocabulary, covered = answer_vocabulary(data.splits["train"], min_count=config.min_count)
+    model, processor, groups = answerer.model, answerer.processor, by_image(answered["train"])
+    vocabulary, covered = answer_vocabulary(answered["train"], min_count=config.min_count)
     if answerer.kind == "vilt" and sorted(model.config.id2label.values()) != sorted(vocabulary):
         model = _with_answers(answerer, vocabulary)
         logger.info("%d answers to choose from, of %.1f %% of the questions", len(vocabulary), 100 * covered)
-    run = Run(PROJECT, MODULE, "train", config, name=config.run, resume=config.resume)
     skipped = Skipped()
 
     def batch_of(number: int) -> dict[str, Tensor]:
-        if not (run.folder / DIGEST).exists():  # not before: each of several processes must find the folder unused
-            write_atomic(run.folder / DIGEST, digest)
         rng = np.random.default_rng((config.seed, number))
         images, which, asked = [], [], []
         for i in shuffled(len(groups), min(config.batch_size, len(groups)), config.seed, number):
             try:
                 image = open_image(groups[i][0].image)
             except (InputError, OSError) as error:
-                skipped.add("the image can't be opened", error.args[0])
+                skipped.add("the image can't be opened", why_not(groups[i][0].image, error))
                 continue
             if config.flip:
                 image = _flipped(image, rng)
@@ -518,19 +511,20 @@ def train(config: TrainConfig) -> None:
     recipe = Recipe(config.steps, config.batch_size, config.learning_rate, muon=config.muon, seed=config.seed,
                     device=config.device)  # fmt: skip
     loss = choice_loss if answerer.kind == "vilt" else answer_loss
-    fit(model, loss, batch_of, recipe, run.folder, tracking=config.tracking)
-    if skipped.counts:
-        logger.warning("%s", skipped)
-    model.save_pretrained(run.folder / "model")
-    processor.save_pretrained(run.folder / "model")
-    metrics, table = {}, ""
-    if held_out:
-        prior = QuestionPrior(data.splits["train"])
-        metrics, table = measure(Answerer(model, processor, config.model), held_out, prior,
-                                 path=run.folder / "answers.jsonl")  # fmt: skip
-    run.finish(model=config.model, data=data.name, seed=config.seed, metrics=metrics)
-    (run.folder / CHECKPOINT).unlink(missing_ok=True)
-    sys.stdout.write(f"{table}\n{run.folder / 'model'}\n")
+    with learning(MODULE, config, digest) as (folder, run):
+        fit(model, loss, batch_of, recipe, folder, tracking=config.tracking)
+        if skipped.counts:
+            logger.warning("%s", skipped)
+        if run:
+            model.save_pretrained(folder / "model")
+            processor.save_pretrained(folder / "model")
+            metrics, table = {}, ""
+            if held_out:
+                metrics, table = measure(Answerer(model, processor, config.model), held_out,
+                                         QuestionPrior(answered["train"]), path=folder / "answers.jsonl")  # fmt: skip
+            run.finish(model=config.model, data=data.name, seed=config.seed, metrics=metrics)
+            (folder / CHECKPOINT).unlink(missing_ok=True)
+            sys.stdout.write(f"{table}\n{folder / 'model'}\n")
 
 
 def _flipped(image: Image, rng: np.random.Generator) -> Image:
@@ -684,17 +678,19 @@ def evaluate(config: EvaluateConfig) -> None:
     """Measure; see :class:`EvaluateConfig`."""
     set_threads(config.threads)
     data = load_vqa(config, config.seed)
-    records = [record for record in data.splits.get(config.split) or data.splits.get("validation") or ()
-               if record.answers]  # fmt: skip
+    split = config.split if data.splits.get(config.split) else "validation"
+    records = [record for record in data.splits.get(split, ()) if record.answers]
+    if records and split != config.split:
+        logger.warning("%s has no split %s; %s is measured", data.name, config.split, split)
     if not records:
         raise InputError(f"{data.name} has no answered questions of split {config.split}.",
                          hint=f"it has {', '.join(data.splits)}")  # fmt: skip
     answerer = load_answerer(config.model, config.device, config.dtype)
     run = Run(PROJECT, MODULE, "evaluate", config, name=config.run)
-    prior = QuestionPrior(data.splits["train"]) if data.splits.get("train") and config.split != "train" else None
+    prior = QuestionPrior(data.splits["train"]) if data.splits.get("train") and split != "train" else None
     metrics, table = measure(answerer, records, prior, candidates=config.candidates, num_beams=config.num_beams,
                              path=run.folder / "answers.jsonl")  # fmt: skip
-    run.finish(model=config.model, data=data.name, seed=config.seed, metrics=metrics)
+    run.finish(model=config.model, data=f"{data.name}, {split}", seed=config.seed, metrics=metrics)
     sys.stdout.write(f"{table}\n")
     logger.info("saved in %s", run.folder)
 

@@ -71,7 +71,10 @@ def settled(page: Any) -> None:
 
 
 def choose(page: Any, folder: str) -> None:
+    settled(page)
     page.get_by_test_id("stSidebar").get_by_text("Another model").click()
+    page.get_by_label("Folder or hub id", exact=True).wait_for()
+    settled(page)
     fill(page, "Folder or hub id", folder)
     page.get_by_text("a context of 128 tokens").wait_for()
     settled(page)

@@ -781,8 +781,8 @@ def test_texts_of_a_client_that_has_gone_are_never_computed(models: Path) -> Non
 
 
 def test_under_twice_its_capacity_the_service_stays_useful_and_healthy(models: Path) -> None:
-    """Two lanes that sleep 50 ms for a batch of one text: forty texts a second, of eighty that come."""
-    config = ServeConfig(bundle=str(models / "served"), max_batch_tokens=1, queue_seconds=0.3, max_wait_ms=0)
+    """Two lanes that sleep 250 ms for a batch of one text: eight texts a second, of sixteen that come."""
+    config = ServeConfig(bundle=str(models / "served"), max_batch_tokens=1, queue_seconds=0.5, max_wait_ms=0)
     app = create_app(config)
     body = b'{"texts": ["good"]}'
     asked = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(
@@ -811,19 +811,19 @@ def test_under_twice_its_capacity_the_service_stays_useful_and_healthy(models: P
             health.append(time.monotonic() - due)
 
         start = time.monotonic() + 0.1
-        await asyncio.gather(*(ask(start + i / 80) for i in range(240)), *(probe(start + i / 10) for i in range(30)))
+        await asyncio.gather(*(ask(start + i / 16) for i in range(48)), *(probe(start + i / 10) for i in range(30)))
 
     with serving(app) as client:
-        slowed(app, 0.05)
+        slowed(app, 0.25)
         asyncio.run(load((str(client.base_url.host), client.base_url.port or 0)))
         counts = Counter(status for status, _, _ in results)
         assert set(counts) == {b"200", b"429"}
-        assert counts[b"200"] > 0.7 * 120  # of the capacity of three seconds
+        assert counts[b"200"] > 0.7 * 24  # of the capacity of three seconds
         accepted = sorted(seconds for status, seconds, _ in results if status == b"200")
-        # 0.3 in the queue, 0.05 computed, the rest this machine's own; without limits it would be 3
-        assert accepted[int(0.99 * len(accepted))] < 1.5
+        # 0.5 in the queue, 0.25 computed, the rest this machine's own; without limits it would be 3
+        assert accepted[int(0.9 * len(accepted))] < 2
         assert all(again == b"1" for status, _, again in results if status == b"429")
-        assert sorted(health)[15] < 0.1
+        assert sorted(health)[15] < 0.25
         assert values(client)['classifier_rejections_total{reason="queue_full"}'] == counts[b"429"]
 
 

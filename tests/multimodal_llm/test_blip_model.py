@@ -3,7 +3,10 @@
 import importlib.util
 import json
 import math
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -30,9 +33,11 @@ from multimodal_llm.image_captioning.blip_model import (
     shuffled,
     train,
 )
+from multimodal_llm.image_captioning.caption_evaluation import clip_scores
 from shared.config import run_commands
 from shared.errors import InputError
 
+ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location("tiny_models", Path(__file__).with_name("tiny_models.py"))
 tiny_models = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tiny_models)
@@ -258,6 +263,28 @@ def test_numbers_without_measure_are_refused(capsys: pytest.CaptureFixture[str])
 # --- Images with captions ---------------------------------------------------------------------------------------------
 
 
+def test_a_prefix_that_fills_the_model_is_told(captioner: Captioner) -> None:
+    with pytest.raises(InputError, match=r"prefix has \d+ tokens; .* reads at most 31"):
+        captioner.caption([noise(1)], prefix="a dog " * 40)
+
+
+def test_clip_scores_are_those_of_the_other_command(blip: str, tmp_path: Path) -> None:
+    captioner = load_captioner(blip, clip=tiny_models.tiny_clip(tmp_path / "clip"))
+    images = [noise(1), noise(2)]
+    made = captioner.caption(images, max_new_tokens=4)
+    scores, _ = clip_scores(captioner.clip, images, [one.text for one in made])
+    assert [one.clip_score for one in made] == pytest.approx(scores.tolist())
+
+
+def test_a_caption_without_a_word_is_left_out_before_anything_is_captioned(
+    photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = [{"image": "0.png", "captions": ["...", "a dog"]}, {"image": "1.png", "caption": "..."}]
+    (photos / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert [(one.name, one.captions) for one in load_captioned(str(photos))] == [("0.png", ("a dog",))]
+    assert "4 of 5 images have no caption with a word" in caplog.text
+
+
 def test_a_folder_with_captions_is_read(photos: Path) -> None:
     lines = [{"image": "0.png", "captions": ["a dog", "the dog"]}, {"image": "3.png", "caption": "a cat"}]
     (photos / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -370,6 +397,58 @@ def test_fine_tuning_on_a_folder_leaves_a_model_that_captions(
     made = load_captioner("outputs/multimodal_llm/t/model").caption([noise(9)])
     assert made[0].text == "a dog runs"
     assert not Path("outputs/multimodal_llm/t/checkpoint.safetensors").exists()
+
+
+def test_a_training_does_not_go_on_with_other_images(
+    blip: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"image": f"{i}.png", "caption": "a dog runs"} for i in range(3)]
+    (photos / "captions.jsonl").write_text("\n".join(map(json.dumps, rows[:2])))
+    flags = ["--data", str(photos), "--model", blip, "--steps", "2", "--batch_size", "1", "--held_out", "0.5"]
+    assert cli("train", *flags, "--run", "t") == 0
+    Path("outputs/multimodal_llm/t/results.json").unlink()
+    (photos / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert cli("train", *flags, "--run", "t", "--resume", "true") == 2
+    assert "is no longer what t began with" in capsys.readouterr().err
+
+
+def test_a_training_that_did_nothing_leaves_its_name_free(
+    blip: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (photos / "captions.jsonl").write_text("\n".join(json.dumps({"image": f"{i}.png", "caption": "a"}) for i in (0, 1)))
+    flags = ["--data", str(photos), "--model", blip, "--steps", "1", "--held_out", "0.5", "--run", "t"]
+    monkeypatch.setattr(blip_model, "fit", failing)
+    assert cli("train", *flags) == 2
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert cli("train", *flags) == 0
+
+
+def failing(*_: Any, **__: Any) -> None:
+    raise InputError("no")
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_measures_and_writes(blip: str, photos: Path, tmp_path: Path) -> None:
+    (photos / "captions.jsonl").write_text(
+        "\n".join(json.dumps({"image": f"{i}.png", "caption": "a"}) for i in range(3))
+    )
+    command = [
+        # --multi_gpu starts both (--cpu would start one); with --device cpu they compute there and talk through gloo
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines",
+        "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", MODULE, "train",
+        "--data", str(photos), "--model", blip, "--steps", "3", "--batch_size", "1", "--device", "cpu",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    [folder] = (tmp_path / "outputs/multimodal_llm").iterdir()
+    made = {path.name for path in folder.iterdir()}
+    assert made >= {"captions.jsonl", "config.yaml", "metrics.jsonl", "model", "results.json"}
+    assert done.stdout.count("BLEU-1") == 1
 
 
 def test_ctrl_c_saves_and_stops_at_the_end_of_a_step(blip: str, tmp_path: Path) -> None:

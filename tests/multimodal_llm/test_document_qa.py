@@ -1,8 +1,10 @@
 """Answers come from the right place or not at all; metrics follow their definitions; both hub classes answer."""
 
+import gc
 import importlib.util
 import json
 import random
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -460,6 +462,15 @@ def test_wrong_input_is_one_line(arguments: tuple[str, ...], message: str, capsy
     assert message in error and "Traceback" not in error
 
 
+def test_a_page_that_is_gone_leaves_nothing_behind() -> None:
+    page = page_of(FORM)
+    DocumentQA().ask("What is the total?", [(page, None)])
+    alive = weakref.ref(page)
+    del page
+    gc.collect()
+    assert alive() is None
+
+
 def test_wrong_questions_and_documents() -> None:
     qa = DocumentQA()
     for question in ("", "x" * 1_001):
@@ -480,6 +491,8 @@ def test_a_layoutlmv3_answers_with_the_words_of_its_best_span(tmp_path: Path) ->
         assert not answer.found or (answer.page == 1 and answer.text.split()[0] in [word.text for word in page.words])
         assert 0 <= answer.score <= 1
     assert not qa.ask("What?", [(page_of([]), picture)]).found
+    with pytest.raises(InputError, match=r"question has \d+ tokens; this model reads at most \d+"):
+        qa.ask("what " * 150, [(page_of(FORM), picture)])
     assert thousandths((-5, 0, 500, 700), page_of([])) == [0, 0, 500, 1000]
 
 
@@ -492,6 +505,9 @@ def test_a_donut_writes_its_answer(tmp_path: Path) -> None:
     answer = qa.ask("what total ?", document)
     assert answer == qa.ask("what total ?", document) and answer.box is None
     assert 0 <= answer.score <= 1 and not set("<>") & set(answer.text.replace("<unk>", ""))
+    assert qa.ask("what " * 20, document).score >= 0  # room for fewer tokens than an answer may have
+    with pytest.raises(InputError, match=r"question has \d+ tokens; this model reads at most \d+"):
+        qa.ask("what " * 150, document)
 
 
 @pytest.mark.parametrize("tiny", [tiny_layoutlmv3, tiny_donut])
@@ -513,6 +529,10 @@ def test_a_model_of_another_class_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=f"is a {kind}, which does not answer") as error:
             DocumentQA(str(tmp_path / kind))
         assert "a LayoutLMv3 or a Donut" in error.value.hint and "hub" not in str(error.value)
+    layout = transformers.AutoConfig.from_pretrained(tiny_layoutlmv3(tmp_path / "layoutlm"))
+    transformers.LayoutLMv3Model(layout).save_pretrained(tmp_path / "layoutlm")  # without a head that answers
+    with pytest.raises(InputError, match="is a LayoutLMv3Model, which does not answer"):
+        DocumentQA(str(tmp_path / "layoutlm"))
     (tmp_path / "nothing").mkdir()
     with pytest.raises(InputError, match="nothing holds no model for this"):
         DocumentQA(str(tmp_path / "nothing"))

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from multimodal_llm.document_understanding import layout_analysis as module
 from multimodal_llm.document_understanding.layout_analysis import (
     MODULE,
+    AnalyzeConfig,
     Line,
     Page,
     Word,
@@ -261,6 +262,18 @@ def test_tesseract_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         recognize(Image.new("RGB", (50, 50)), "tesseract")
     with pytest.raises(InputError, match="engine must be"):
         recognize(Image.new("RGB", (50, 50)), "other")
+
+
+def test_a_damaged_file_in_a_folder_named_tesseract_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "tesseract_in"
+    folder.mkdir()
+    (folder / "bad.png").write_bytes(b"text")
+    (folder / "own.pdf").write_bytes(_pdf("Invoice date: 5 March 2024"))
+    analyze(AnalyzeConfig(input=str(folder), run="r"))
+    assert list(json.loads(Path("outputs/multimodal_llm/r/skipped.json").read_text())) == [str(folder / "bad.png")]
 
 
 def test_pdf_text_is_taken_as_it_is(tmp_path: Path) -> None:

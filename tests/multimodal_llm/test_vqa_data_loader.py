@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import struct
 import tracemalloc
@@ -19,7 +20,9 @@ from hypothesis import strategies as st
 from multimodal_llm.visual_question_answering import data_loader
 from multimodal_llm.visual_question_answering.data_loader import (
     CONTRACTIONS,
+    IMAGE_SUFFIXES,
     MODULE,
+    ArchiveImage,
     DataConfig,
     QuestionPrior,
     Skipped,
@@ -27,6 +30,8 @@ from multimodal_llm.visual_question_answering.data_loader import (
     VQARecord,
     answer_counts,
     answer_vocabulary,
+    as_rgb,
+    files_below,
     load_vqa,
     normalize_answer,
     open_image,
@@ -255,8 +260,10 @@ def test_too_few_images_to_divide() -> None:
 
 
 def test_names_of_splits() -> None:
-    assert [split_name(name) for name in ("val2014", "Train", "dev", "test-dev2015", "test2015", "other")] == [
-        "validation", "train", "validation", "", "test", ""]  # fmt: skip
+    names = {"val2014": "validation", "Train": "train", "dev": "validation", "test-dev2015": "test", "test2015": "test",
+             "vqa_test": "test", "v2_OpenEnded_mscoco_train2014_questions": "train", "testdev_balanced": "test",
+             "latest": "", "other": ""}  # fmt: skip
+    assert {name: split_name(name) for name in names} == names
 
 
 # --- Images -----------------------------------------------------------------------------------------------------------
@@ -348,7 +355,46 @@ def test_unreadable_images_are_left_out_with_a_report(tmp_path: Path) -> None:
     records = [VQARecord(name, tmp_path / f"{name}.png", name, "q", {}, "what") for name in ("bad", "good", "gone")]
     skipped = Skipped()
     assert [r.id for r, image in open_images(records, skipped)] == ["good"]
-    assert skipped.counts.total() == 2 and "bad.png" in str(skipped)
+    assert skipped.counts.total() == 2 and "bad.png" in str(skipped) and "gone.png: No such file" in str(skipped)
+
+
+def test_an_image_in_a_zip_is_called_by_its_name(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        archive.writestr("deep/photo.png", b"text")
+    with pytest.raises(InputError, match="data.zip/deep/photo.png is no image"):
+        open_image(ArchiveImage(tmp_path / "data.zip", "deep/photo.png"))
+
+
+@pytest.mark.parametrize(("values", "brightest"), [
+    (np.array([[0, 0.5, 1]], np.float32), 255), (np.array([[0, 100, 200]], np.float32), 200),
+    (np.array([[0, 2000, 4095]], np.uint16), 255), (np.array([[0, 2000, 65535]], np.uint16), 255),
+    (np.array([[0, 100, 255]], np.int32), 255), (np.array([[0, np.nan, 0.5]], np.float32), 128),
+])  # fmt: skip
+def test_more_than_8_bits_are_scaled_to_8(values: np.ndarray, brightest: int) -> None:
+    image = as_rgb(PIL.fromarray(values))
+    assert image.mode == "RGB" and np.asarray(image).max() == brightest
+
+
+def test_what_cant_be_looked_into_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a/1.png", "a/2.txt", "b/3.PNG", "4.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.png")
+    its = [Path(path).relative_to(tmp_path).as_posix() for path in files_below(tmp_path, IMAGE_SUFFIXES)]
+    assert its == ["4.png", "a/1.png", "b/3.PNG"] and not caplog.records
+    look = os.scandir
+
+    def closed(path: str) -> object:
+        if str(path).endswith("b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert [Path(path).name for path in files_below(tmp_path, IMAGE_SUFFIXES)] == ["4.png", "1.png"]
+    assert f"{tmp_path / 'b'} can't be read" in caplog.text
 
 
 @pytest.mark.parametrize("depth", range(30, 250, 20))
@@ -362,6 +408,20 @@ def test_the_report_names_files_of_any_depth(tmp_path: Path, depth: int) -> None
 
 
 # --- Formats ----------------------------------------------------------------------------------------------------------
+
+
+def test_files_named_for_their_splits_may_each_count_from_0(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for split, color in (("train", "red"), ("test", "blue"), ("more", "green")):
+        names = [f"{split}{i}.png" for i in range(4)]
+        rows = [{"id": i, "image": name, "question": "why", "answer": color} for i, name in enumerate(names)]
+        for name in names:
+            (tmp_path / name).write_bytes(png())
+        (tmp_path / f"vqa_{split}.jsonl").write_text("\n".join(map(json.dumps, rows[: 3 if split == "more" else 4])))
+    data = load(tmp_path)
+    assert {split: {one.answer for one in its} for split, its in data.splits.items()} == {
+        "train": {"red", "green"}, "test": {"blue"}}  # fmt: skip
+    assert "vqa_more.jsonl is taken for train" in caplog.text
+    assert len(data.splits["test"]) == 4 and data.skipped.counts == {"with an id that was there before": 3}
 
 
 def test_lines_with_one_or_several_answers(tmp_path: Path) -> None:

@@ -214,6 +214,19 @@ def test_training_teaches_what_only_the_picture_tells(
     assert not Path("outputs/multimodal_llm/t/checkpoint.safetensors").exists()
 
 
+def test_questions_nobody_has_answered_are_not_learned(
+    blip: str, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [json.loads(line) for line in (colors / "train.jsonl").read_text().splitlines()]
+    rows[::2] = [row | {"answer": ""} for row in rows[::2]]
+    (colors / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags = ["--data", str(colors), "--model", blip, "--steps", "1", "--keep_unanswered", "true", "--run", "r"]
+    assert cli("train", *flags) == 0
+    answers = Path("outputs/multimodal_llm/r/answers.jsonl").read_text().splitlines()
+    assert answers and {json.loads(line)["question"] for line in answers} == {"is the picture red?"}
+
+
 def test_a_training_goes_on_only_with_the_data_that_it_began_with(
     blip: str, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
