@@ -534,7 +534,7 @@ def _load_checkpoint(path: Path, module: Any, optimizers: Sequence[Any]) -> int:
 
 
 def shuffled(count: int, batch_size: int, seed: int, number: int) -> list[int]:
-    """Return which rows batch ``number`` has, in (0, count); an epoch is whole batches, in an order of its own."""
+    """Return which rows batch ``number`` has: an epoch is whole batches, in an order of its own, without the rest."""
     per_epoch = max(1, count // batch_size)
     epoch, place = divmod(number, per_epoch)
     order = np.random.default_rng((seed, epoch)).permutation(count)
