@@ -59,6 +59,7 @@ import textwrap
 import threading
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -77,7 +78,8 @@ if TYPE_CHECKING:
 PROJECT = "gpt_text_generation"
 MODULE = "gpt_text_generation.code_generator"
 LAYERS = ("limits", "namespaces", "landlock", "user", "system calls")
-STOPS = ("\ndef ", "\nclass ", "\nif ", "\nprint(", "\nassert ", "\n#", "\n@", "\n```")
+STOPS = ("\nif ", "\nprint(", "\nassert ", '\n"""', "\n```")
+STOPS_OF_A_BODY = ("\ndef ", "\nclass ", "\n@", "\n#")  # behind a docstring alone, these begin the program itself
 LONGEST, LONGEST_TEXT = 200_000, 50_000  # characters of a program, and of what a model wrote
 logger = logging.getLogger(MODULE)
 
@@ -123,7 +125,7 @@ def extract_code(text: str, prompt: str = "", entry_point: str = "") -> str:
     Raises:
         InputError: There is none.
     """
-    given = [] if syntax_error(prompt) else [node for node in _parse(prompt).body if not _only_shows(node)]
+    given = [node for node in _statements(prompt) if not _only_shows(node)]
     entry_point = entry_point or next((node.name for node in given[::-1] if isinstance(node, FUNCTIONS)), "")
     text = text[:LONGEST_TEXT]
     blocks = [match[2] for match in FENCE.finditer(text)]
@@ -138,6 +140,22 @@ def extract_code(text: str, prompt: str = "", entry_point: str = "") -> str:
         if code := _program(prompt + source, entry_point):
             return code
     raise InputError(f"The text holds no Python function{f' {entry_point}' if entry_point else ''}.")
+
+
+def _with_body(prompt: str) -> str:
+    """Return a prompt as a program: a head that nothing follows, not even a docstring, gets an empty one."""
+    return f'{prompt.rstrip()}\n    ""\n' if syntax_error(prompt) else prompt
+
+
+def _statements(prompt: str) -> list[ast.stmt]:
+    """Return a prompt's statements at the top level; none where it is not Python."""
+    program = _with_body(prompt)
+    return [] if syntax_error(program) else _parse(program).body
+
+
+def _wants_body(prompt: str) -> bool:
+    """Tell whether a prompt ends in a function, which is to be gone on with."""
+    return any(isinstance(node, FUNCTIONS) for node in _statements(prompt)[-1:])
 
 
 def _program(source: str, entry_point: str) -> str:
@@ -990,9 +1008,9 @@ def missing_protection(active: Collection[str]) -> str:
 
 def _plan(tests: str, setup: str, entry_point: str) -> dict[str, Any]:
     """Find out what tests want of the code and which parts of them are to be called."""
-    for name, text in (("tests", tests), ("setup", setup)):
+    for name, text in (("tests are", tests), ("setup is", setup)):
         if problem := syntax_error(text):
-            raise InputError(f"The {name} are not Python: {problem}.")
+            raise InputError(f"The {name} not Python: {problem}.")
     tree, both = _parse(tests), _parse(f"{setup}\n{tests}")
     nodes = list(ast.walk(both))
     if not any(isinstance(node, (ast.Assert, ast.Raise)) or (isinstance(node, ast.Attribute) and
@@ -1197,30 +1215,52 @@ def read_problems(path: Path) -> list[Problem]:
     """Read problems in HumanEval's or MBPP's format: JSON lines or one JSON list, gzipped or not.
 
     Raises:
-        InputError: It is neither.
+        InputError: It is neither, or a problem lacks something, or has tests that can't be run; which one is named.
         OSError: The file can't be read.
     """
+    data = path.read_bytes()
     try:
-        data = path.read_bytes()
         text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
         lines = [text] if text.lstrip().startswith("[") else [line for line in text.split("\n") if line.strip()]
         rows = [json.loads(line) for line in lines]
-        problems = [_problem(row) for row in (rows[0] if rows and isinstance(rows[0], list) else rows)]
-    except (KeyError, TypeError, ValueError, EOFError, RecursionError, AttributeError) as error:
+    except (ValueError, EOFError, RecursionError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path} is not in HumanEval's or MBPP's format: {type(error).__name__}: {error}.") from None
+    problems = []
+    for number, row in enumerate(rows[0] if rows and isinstance(rows[0], list) else rows, 1):
+        name = row.get("task_id") if isinstance(row, dict) else None
+        which = f"{path}, problem {number}" + (f" ({str(name)[:80]})" if name is not None else "")
+        try:
+            problems.append(_problem(row))
+        except InputError as error:
+            raise InputError(f"{which}: {error.args[0]}", hint=error.hint) from None
+        except (KeyError, TypeError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(f"{which} is not in HumanEval's or MBPP's format: {reason}.") from None
     if not problems or len({problem.id for problem in problems}) < len(problems):
         raise InputError(f"{path} must hold problems, each with a task_id of its own.")
     return problems
 
 
 def _problem(row: dict[str, Any]) -> Problem:
+    """Make a problem of a row, after a look at all that running it takes."""
+    task_id = row["task_id"]
     if "entry_point" in row:
         # Some tests call helpers that the prompt defines: theirs are these, whatever the code makes of them
-        return Problem(row["task_id"], row["prompt"], row["test"], row["entry_point"], row["prompt"],
-                       row["prompt"] + row.get("canonical_solution", ""))  # fmt: skip
-    tests = "\n".join([*(row.get("test_imports") or []), row.get("test_setup_code") or "", *row["test_list"]])
-    text = row.get("text") or row["prompt"]
-    return Problem(f"MBPP/{row['task_id']}", f'"""\n{text}\n{row["test_list"][0]}\n"""\n', tests, solution=row["code"])
+        prompt = row["prompt"]
+        problem = Problem(str(task_id), prompt, row["test"], row["entry_point"], _with_body(prompt),
+                          prompt + row.get("canonical_solution", ""))  # fmt: skip
+    else:
+        tests = "\n".join([*(row.get("test_imports") or []), row.get("test_setup_code") or "", *row["test_list"]])
+        prompt = "\n".join(['"""', row.get("text") or row["prompt"], *row["test_list"][:1], '"""', ""])
+        problem = Problem(f"MBPP/{task_id}", prompt, tests, solution=row["code"])
+    if not isinstance(task_id, (str, int)):
+        raise TypeError("task_id must be text or a number")
+    if wrong := [name for name, value in vars(problem).items() if not isinstance(value, str)]:
+        raise TypeError(f"{', '.join(wrong)} must be text")
+    if not problem.prompt.strip():
+        raise InputError("The prompt is empty.")
+    _plan(problem.tests, problem.setup, problem.entry_point)
+    return problem
 
 
 PLANTED = """
@@ -1322,7 +1362,8 @@ class CodeGenerator:
         """
         prompts = [self._prompt(problem, error) for problem in problems]
         if prompts[0].endswith(problems[0].prompt):
-            settings = replace(settings, stop=tuple(dict.fromkeys((*settings.stop, *STOPS))))
+            stops = (*STOPS, *STOPS_OF_A_BODY) if all(_wants_body(its.prompt) for its in problems) else STOPS
+            settings = replace(settings, stop=tuple(dict.fromkeys((*settings.stop, *stops))))
         made = []
         for problem, its in zip(problems, self.generator.generate(prompts, settings), strict=True):
             try:
@@ -1410,10 +1451,10 @@ def make_problem(description: str, tests: str = "", signature: str = "") -> Prob
     else:
         is_head = re.search(r"^(async )?def ", description, re.MULTILINE)
         prompt = description.rstrip() + "\n" if is_head else f'"""{words}"""\n\n\n'
-    heads = [] if syntax_error(prompt) else [node for node in _parse(prompt).body if isinstance(node, FUNCTIONS[:2])]
+    heads = [node for node in _statements(prompt) if isinstance(node, FUNCTIONS[:2])]
     if signature and len(heads) != 1:
         raise InputError(f"signature must be a function's head. Got {signature!r}.", hint='"def add(a: int, b: int)"')
-    setup = prompt if len(heads) > 1 else ""
+    setup = _with_body(prompt) if len(heads) > 1 else ""
     return Problem("description", prompt, tests, heads[-1].name if heads else "", setup)
 
 
@@ -1581,6 +1622,7 @@ def load_problems(name: str) -> list[Problem]:
 def evaluate(config: EvaluateConfig) -> None:
     """Measure pass@k; see :class:`EvaluateConfig`."""
     problems = load_problems(config.data)[: config.limit or None]
+    own = {} if config.solutions == "model" else {its.id: _own(its, config.solutions == "planted") for its in problems}
     generator = config.generator() if config.solutions == "model" else None
     writer = CodeGenerator(generator, config.limits(), allow_unprotected=config.allow_unprotected)  # type: ignore[arg-type]
     if config.resume:
@@ -1604,7 +1646,7 @@ def evaluate(config: EvaluateConfig) -> None:
                     written = iter(writer.write(fitting, settings) if fitting else ())
                     codes = [next(written)[0] if room else "" for room in rooms]
                 else:
-                    codes = [_own(problem, config.solutions == "planted") for problem in asked]
+                    codes = [own[problem.id] for problem in asked]
                 for problem, code, its in zip(asked, codes, pool.map(writer.judge, codes, asked), strict=True):
                     rows.append({"task_id": problem.id, "code": code, "status": its.status, "message": its.message,
                                  "seconds": round(its.seconds, 3)})  # fmt: skip
@@ -1631,12 +1673,24 @@ def evaluate(config: EvaluateConfig) -> None:
 
 
 def _own(problem: Problem, planted: bool) -> str:
-    """Return a problem's own solution, or that with a bug."""
+    """Return a problem's own solution, or that with a bug.
+
+    Raises:
+        InputError: No bug can be planted, since the solution is no Python or has no function.
+    """
     if not planted:
         return problem.solution
-    names = [node.name for node in _parse(problem.solution).body if isinstance(node, ast.FunctionDef)]
-    tested = [name for name in names if re.search(rf"\b{name}\b", problem.tests)] or names
-    return plant_bug(problem.solution, problem.entry_point or tested[-1])
+    try:
+        body = _parse(problem.solution).body
+        names = [node.name for node in body if isinstance(node, ast.FunctionDef)]
+        names += [target.id for node in body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Lambda)
+                  for target in node.targets if isinstance(target, ast.Name)]  # fmt: skip
+        tested = [name for name in names if re.search(rf"\b{name}\b", problem.tests)] or names
+        if not problem.entry_point and not tested:
+            raise ValueError("it has no function")
+        return plant_bug(problem.solution, problem.entry_point or tested[-1])
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise InputError(f"No bug can be planted in the solution of {problem.id}: {error}.") from None
 
 
 @dataclass

@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -653,7 +654,7 @@ def test_tests_that_check_nothing_or_are_no_python_are_told() -> None:
                            ("Call it with 3.", "are not Python"), ("assert f(1)\0", "are not Python")):  # fmt: skip
         with pytest.raises(InputError, match=message):
             run_tests("def f(x):\n    return x", tests)
-    with pytest.raises(InputError, match="The setup are not Python"):
+    with pytest.raises(InputError, match="The setup is not Python"):
         run_tests("def f(x):\n    return x", "assert f(1)", setup="def")
 
 
@@ -872,6 +873,74 @@ def test_mbpp_is_judged(tmp_path: Path) -> None:
         assert judge(module._own(problem, planted=True), problem).status == "failed"
 
 
+def test_a_head_without_anything_is_a_prompt_as_well(tmp_path: Path) -> None:
+    head = "import math\n\n\ndef half(x):\n    return x / 2\n\n\ndef area(r):\n"
+    row = {"task_id": "bare", "prompt": head, "entry_point": "area", "canonical_solution": "    return math.pi * r * r",
+           "test": "def check(candidate):\n    assert candidate(0) == half(0)\n"}  # fmt: skip
+    (tmp_path / "bare.jsonl").write_text(json.dumps(row))
+    (problem,) = read_problems(tmp_path / "bare.jsonl")
+    assert "math.pi" in extract_code("    return math.pi * r * r\n", problem.prompt)
+    own = extract_code("```python\ndef area(r):\n    return math.pi * half(r)\n```", problem.prompt)
+    assert own.startswith("import math\ndef half") and own.count("def area") == 1
+    made = make_problem(head)
+    assert (made.prompt, made.entry_point, syntax_error(made.setup)) == (head, "area", "")
+
+
+@here
+def test_a_bare_head_is_judged(tmp_path: Path) -> None:
+    problem = Problem("bare", "def f(x):\n", "def check(candidate):\n    assert candidate(1) == 2\n", "f")
+    row = {"task_id": "bare", "prompt": problem.prompt, "entry_point": "f", "test": problem.tests}
+    (tmp_path / "bare.json").write_text(json.dumps([row]))
+    (problem,) = read_problems(tmp_path / "bare.json")
+    for code, passed in (("def f(x):\n    return 2\n", True), ("def f(x):\n    return 3\n", False)):
+        assert CodeGenerator(None).judge(code, problem).passed == passed  # type: ignore[arg-type]
+
+
+ROW = {"task_id": "odd/7", "prompt": "def f(x):\n", "entry_point": "f", "canonical_solution": "    return x\n",
+       "test": "def check(candidate):\n    assert candidate(1) == 1\n"}  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "message"), [
+    (MBPP | {"test_list": []}, "tests check nothing"),
+    (MBPP | {"test_list": ["assert cut("]}, "tests are not Python"), (MBPP | {"code": None}, "solution must be text"),
+    (MBPP | {"text": 3}, "TypeError"), (ROW | {"task_id": ["odd/7"]}, "task_id must be text or a number"),
+    (ROW | {"prompt": "def f(x:\n"}, "setup is not Python"), (ROW | {"prompt": " "}, "prompt is empty"),
+    (ROW | {"prompt": 3}, "TypeError"), (ROW | {"test": None}, "tests must be text"),
+    ({name: value for name, value in ROW.items() if name != "test"}, "KeyError: 'test'"),
+])  # fmt: skip
+def test_an_odd_problem_is_told_with_its_name_before_anything_runs(
+    row: dict[str, Any], message: str, inside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("data.jsonl").write_text(json.dumps(MBPP | {"task_id": 1}) + "\n" + json.dumps(row) + "\n")
+    with pytest.raises(InputError, match=message) as raised:
+        read_problems(Path("data.jsonl"))
+    assert f"problem 2 ({row['task_id']})" in str(raised.value)
+    assert cli("evaluate", "--data", "data.jsonl") == 2
+    assert not Path("outputs").exists()
+
+
+def test_a_damaged_archive_is_told(tmp_path: Path) -> None:
+    packed = gzip.compress("".join(json.dumps(MBPP | {"task_id": i}) + "\n" for i in range(50)).encode())
+    for place in (12, len(packed) // 2, len(packed) - 6):  # in its head, its data and its check sum
+        (tmp_path / "mbpp.jsonl.gz").write_bytes(packed[:place] + b"\xff\xff" + packed[place + 2 :])
+        with pytest.raises(InputError, match="mbpp.jsonl.gz is not in HumanEval's or MBPP's format"):
+            read_problems(tmp_path / "mbpp.jsonl.gz")
+
+
+@here
+def test_bugs_are_planted_wherever_there_is_a_function(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("evaluate", "--data", "data.json", "--solutions", "planted", "--run")
+    Path("data.json").write_text(json.dumps([MBPP | {"code": "cut = lambda s: s[1:-1]"}]))
+    assert cli(*flags, "lambda") == 0
+    assert results("lambda")["failed"] == 1
+    for code, message in (("cut = 3", "it has no function"), ("def cut(s:", "'\\(' was never closed|invalid syntax")):
+        Path("data.json").write_text(json.dumps([MBPP | {"task_id": 1}, MBPP | {"code": code}]))
+        capsys.readouterr()
+        assert cli(*flags, "nothing") == 2
+        assert re.search(f"No bug can be planted in the solution of MBPP/11: ({message})", capsys.readouterr().err)
+        assert not Path("outputs/gpt_text_generation/nothing").exists()
+
+
 # --- Generation -------------------------------------------------------------------------------------------------------
 
 
@@ -925,6 +994,20 @@ def test_the_best_of_several_programs_is_found() -> None:
     assert found[1].code.endswith("return 3\n")  # its tests came further than those of a − b
     assert [settings.strategy for settings in model.settings] == ["greedy", "nucleus"] and len(model.prompts) == 5
     assert set(model.prompts) == {SUM.prompt} and "\ndef " in model.settings[0].stop
+
+
+@here
+@pytest.mark.parametrize("text", [
+    "import math\n\n\ndef cut(s):\n    return s[1:-1]\n", "def inner(s):\n    return s[1:-1]\n\n\ndef cut(s):\n"
+    "    return inner(s)\n", "import functools\n\n\n@functools.cache\ndef cut(s):\n    return s[1:-1]\n",
+    "import math\n\n# without its ends\ndef cut(s):\n    return s[1:-1]\n",
+    'def cut(s):\n    return s[1:-1]\n\n\n"""Another task."""\ndef cut(s):\n    return 3\n',
+])  # fmt: skip
+def test_behind_a_docstring_alone_a_program_has_all_its_parts(text: str, tmp_path: Path) -> None:
+    (tmp_path / "mbpp.json").write_text(json.dumps([MBPP]))
+    for problem in (*read_problems(tmp_path / "mbpp.json"), make_problem(MBPP["text"], "\n".join(MBPP["test_list"]))):
+        (best,) = CodeGenerator(Scripted(text)).solve(problem, samples=1, repairs=0)  # type: ignore[arg-type]
+        assert best.verdict.passed, best
 
 
 @here
