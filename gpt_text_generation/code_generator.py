@@ -1,7 +1,8 @@
-"""From a description to Python that passes its tests: written by a model, run in a sandbox, repaired, measured.
+r"""From a description to Python that passes its tests: written by a model, run in a sandbox, repaired, measured.
 
     python -m gpt_text_generation.code_generator generate --description "Return the larger of two numbers."
-    python -m gpt_text_generation.code_generator evaluate --data HumanEval.jsonl.gz --model gpt2 --samples 10 --k 1,10
+    python -m gpt_text_generation.code_generator evaluate --data HumanEval.jsonl.gz --model gpt2 \
+        --strategy nucleus --samples 10 --k 1,10
     python -m gpt_text_generation.code_generator run --code solution.py --tests test_solution.py
 
 Of n samples of a problem c are right: 1 − C(n−c, k) / C(n, k) is the unbiased estimate of pass@k, the chance that one
@@ -1519,6 +1520,8 @@ class GenerateConfig(SandboxConfig, ModelConfig):
         check_range("repairs", self.repairs, 0, 100)
         if self.samples > 1 and not self.settings(self.strategy).draws:
             raise InputError(f"{self.strategy} writes the same program every time.", hint="--samples 1, or nucleus")
+        if not self.description and (self.signature or self.tests):
+            raise InputError("signature and tests need a description.", hint='--description "Return the larger one."')
 
 
 def _text(value: str) -> str:

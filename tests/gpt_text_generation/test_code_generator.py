@@ -1209,6 +1209,7 @@ def test_a_function_is_generated_by_a_command(
     (("generate", "--description", "Add.", "--tests", "add(1, 2"), "tests are not Python"),
     (("generate", "--description", "Add.", "--tests", "add(1, 2)"), "tests check nothing"),
     (("generate", "--samples", "0"), "samples must be in"),
+    (("generate", "--signature", "def f(x)", "--tests", "assert f(1) == 1"), "need a description"),
 ])  # fmt: skip
 def test_what_can_not_be_is_told_in_a_line(
     arguments: tuple[str, ...], message: str, inside: Path, capsys: pytest.CaptureFixture[str]
