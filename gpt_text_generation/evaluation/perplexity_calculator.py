@@ -8,20 +8,26 @@ the exact figure and takes context times as long; stride = context is the cheape
 of each window would be guessed from nothing and so is not counted. (The loop that transformers' documentation made
 popular subtracts one token in every window, which is right for the first one only.)
 
-Per token, per word and per byte are three different figures of the same −Σ log p; only the last compares models with
-different vocabularies. bits per byte = −Σ log2 p / bytes.
+Per token, per word and per byte are three different figures of the same surprise; only the last compares models with
+different vocabularies. Tokens that are not counted are taken to be as surprising as the mean of the others:
 
-    python -m gpt_text_generation.evaluation.perplexity_calculator measure --model gpt2 --data book.txt --stride 512
+    bits per byte = tokens of the text / bytes of the text · mean of −log2 p        Gao et al., 2020, arXiv:2101.00027
+
+A word is what stands between white space, or one character of Chinese or Japanese, which have no blanks.
+
+    python -m gpt_text_generation.evaluation.perplexity_calculator measure --model gpt2 --data book.txt --strides 512
 """
 
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from gpt_text_generation.evaluation.diversity_metrics import CJK
 from shared.config import check_range, run_commands
 from shared.errors import InputError
 from shared.logs import progress_bar
@@ -34,6 +40,7 @@ if TYPE_CHECKING:
 PROJECT = "gpt_text_generation"
 MODULE = "gpt_text_generation.evaluation.perplexity_calculator"
 NOT_RECIPE = {"recipe": False}
+WORD = re.compile(rf"[{CJK}]|[^\s{CJK}]+")
 
 
 @dataclass(frozen=True)
@@ -83,12 +90,14 @@ class Perplexity:
     Attributes:
         nats: −Σ log p of the tokens that were counted.
         tokens: How many were.
-        words: Of the text, divided at white space.
+        text_tokens: Of the text, counted or not.
+        words: Of the text, divided at white space; each character of Chinese or Japanese is one.
         bytes: Of the text, in UTF-8.
     """
 
     nats: float
     tokens: int
+    text_tokens: int
     words: int
     bytes: int
 
@@ -99,18 +108,23 @@ class Perplexity:
 
     @property
     def per_word(self) -> float:
-        """exp(nats / words), for papers that measure words."""
-        return _exp(self.nats / max(1, self.words))
+        """exp(nats of all the text / words), for papers that measure words."""
+        return _exp(self._text_nats / max(1, self.words))
 
     @property
     def per_byte(self) -> float:
-        """exp(nats / bytes), the same whatever the vocabulary."""
-        return _exp(self.nats / max(1, self.bytes))
+        """exp(nats of all the text / bytes), the same whatever the vocabulary."""
+        return _exp(self._text_nats / max(1, self.bytes))
 
     @property
     def bits_per_byte(self) -> float:
         """How far the model would compress the text."""
-        return self.nats / math.log(2) / max(1, self.bytes)
+        return self._text_nats / math.log(2) / max(1, self.bytes)
+
+    @property
+    def _text_nats(self) -> float:
+        """What all tokens would have, if those that were not counted were as surprising as the others."""
+        return self.nats / self.tokens * self.text_tokens
 
     def figures(self) -> dict[str, float]:
         """Return all of them, for tables."""
@@ -200,7 +214,9 @@ def perplexity(
                          f"Got {context}.")  # fmt: skip
     nats = token_nats(language_model, ids, stride or max(1, context // 2), context=context, batch_size=batch_size,
                       what=what)  # fmt: skip
-    return Perplexity(math.fsum(nats), len(nats), len(text.split()), len(text.encode("utf-8", "replace")))
+    text_tokens = len(ids) - (ids[0] == tokenizer.bos_token_id)
+    words, size = len(WORD.findall(text)), len(text.encode("utf-8", "replace"))
+    return Perplexity(math.fsum(nats), len(nats), text_tokens, words, size)
 
 
 # --- Command ----------------------------------------------------------------------------------------------------------

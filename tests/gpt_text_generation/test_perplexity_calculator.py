@@ -1,8 +1,10 @@
 """Every token is counted once, with the context it should have; and the figure is that of one token at a time."""
 
+import copy
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,13 +90,46 @@ def test_batches_change_nothing(language_model: LanguageModel) -> None:
 
 
 def test_the_normalisers_are_those_of_the_text() -> None:
-    found = Perplexity(nats=math.log(2) * 24, tokens=6, words=4, bytes=12)
+    found = Perplexity(nats=math.log(2) * 24, tokens=6, text_tokens=6, words=4, bytes=12)
     assert found.per_token == pytest.approx(16) and found.per_word == pytest.approx(64)
     assert found.per_byte == pytest.approx(4) and found.bits_per_byte == pytest.approx(2)
+    half = Perplexity(nats=math.log(2) * 12, tokens=3, text_tokens=6, words=4, bytes=12)  # every other one was counted
+    assert half.per_token == pytest.approx(16) and half.bits_per_byte == pytest.approx(2)
+
+
+@pytest.mark.parametrize("context", [2, 3, 64])
+def test_tokens_that_are_not_counted_are_in_no_figure(context: int, language_model: LanguageModel) -> None:
+    """A model without an idea spends log2 V bits on each token, at any stride."""
+    model = copy.deepcopy(language_model.model)
+    torch.nn.init.zeros_(model.get_output_embeddings().weight)
+    blank = replace(language_model, model=model)
+    size = len(TEXT.encode())
+    for stride in {1, context // 2, context}:
+        found = perplexity(blank, TEXT, stride=stride, context=context)
+        tokens = len(blank.tokenizer(TEXT)["input_ids"])
+        assert found.text_tokens == tokens > found.tokens
+        assert found.bits_per_byte == pytest.approx(math.log2(model.config.vocab_size) * tokens / size, rel=1e-5)
+        assert found.per_byte == pytest.approx(2**found.bits_per_byte)
+        assert found.per_word == pytest.approx(2 ** (found.bits_per_byte * size / found.words), rel=1e-4)
+
+
+def test_the_token_that_begins_a_text_is_none_of_the_text(language_model: LanguageModel) -> None:
+    tokenizer = language_model.tokenizer
+    alone, begun = (perplexity(language_model, start + TEXT) for start in ("", tokenizer.bos_token))
+    assert begun.text_tokens == begun.tokens == alone.text_tokens == alone.tokens + 1
+
+
+def test_words_are_divided_at_white_space_and_chinese_has_none(language_model: LanguageModel) -> None:
+    def words_of(text: str) -> int:
+        return perplexity(language_model, text).words
+
+    assert words_of("One morning,  she lost\nher red kite .") == 8
+    assert words_of("你好，世界。") == 6 and words_of("说 GPT-2 吧") == 3 and words_of("カタカナ") == 4
+    assert math.isfinite(perplexity(language_model, "你好，世界。今天天气很好。" * 99).per_word)
 
 
 def test_a_surprise_beyond_what_a_float_holds_is_infinite() -> None:
-    assert Perplexity(nats=1e6, tokens=1, words=1, bytes=1).per_token == math.inf
+    assert Perplexity(nats=1e6, tokens=1, text_tokens=1, words=1, bytes=1).per_token == math.inf
 
 
 @pytest.mark.parametrize(
