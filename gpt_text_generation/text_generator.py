@@ -34,7 +34,7 @@ from shared.errors import InputError
 from shared.logs import progress_bar
 from shared.results import Run, write_atomic
 from shared.runtime import pick_device, pick_dtype, set_threads
-from shared.sources import hub_errors, resolve
+from shared.sources import loading_errors, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -183,11 +183,14 @@ class LanguageModel:
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, behind the token that begins one where the model was trained with it.
 
+        A text that begins with that token, as many chat templates write it, has it once.
+
         Raises:
             InputError: It is empty, and the model has no token to begin with.
         """
-        ids: list[int] = self.tokenizer(text.encode("utf-8", "replace").decode(), verbose=False)["input_ids"]
-        begin = self.tokenizer.bos_token_id
+        text, begin = text.encode("utf-8", "replace").decode(), self.tokenizer.bos_token_id
+        begun = begin is not None and text.startswith(self.tokenizer.bos_token)
+        ids: list[int] = self.tokenizer(text, add_special_tokens=not begun, verbose=False)["input_ids"]
         if not ids and begin is not None:
             ids = [begin]
         if not ids:
@@ -211,6 +214,7 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> Language
     Raises:
         InputError: It is no causal language model.
         HubError: The hub can't be reached or does not have it.
+        MemoryError: It does not fit.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -219,20 +223,9 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> Language
     where = pick_device(device)
     options: dict[str, Any] = {"revision": source.revision} if source.revision else {}
 
-    def load() -> tuple[Any, Any]:
+    with LOADING, loading_errors(source, "builtin:stories"):
         model = AutoModelForCausalLM.from_pretrained(place, dtype=pick_dtype(dtype, where), **options)
-        return model, AutoTokenizer.from_pretrained(place, **options)
-
-    if source.origin == "hub":
-        with LOADING, hub_errors(source, "builtin:stories"):
-            model, tokenizer = load()
-    else:
-        try:
-            with LOADING:
-                model, tokenizer = load()
-        except Exception as error:  # the libraries' own errors for cut and mixed-up files have no base in common
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{source} holds no causal language model that can be read: {reason}") from None
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
     if not tokenizer("a")["input_ids"]:
         raise InputError(f"{source} has no tokenizer that can be read.", hint="tokenizer.json in the same folder")
     config = model.config

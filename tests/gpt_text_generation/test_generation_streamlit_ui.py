@@ -291,7 +291,7 @@ def field(app: Any, label: str) -> Any:
 
 
 @pytest.mark.parametrize(("model", "message"), [("no/such/folder", "No such file or folder: 'no/such/folder'."),
-                                                (".", "holds no causal language model that can be read"),
+                                                (".", "holds no model for this"),
                                                 ("builtin:poems", "There is no 'builtin:poems'.")])  # fmt: skip
 def test_a_model_that_can_not_be_had_is_named_once(visit: Callable[..., Any], model: str, message: str) -> None:
     app = visit(model)

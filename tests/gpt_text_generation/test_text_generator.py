@@ -17,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from tokenizers.processors import TemplateProcessing
 
 from gpt_text_generation.text_generator import (
     DRAWING,
@@ -285,19 +286,48 @@ def test_what_is_no_model_is_one_clear_error(tmp_path: Path, tiny_folder: Path) 
     cut, silent = (shutil.copytree(tiny_folder, tmp_path / name) for name in ("cut", "silent"))
     with (cut / "model.safetensors").open("r+b") as file:
         file.truncate(10_000)
-    with pytest.raises(InputError, match="no causal language model that can be read"):
+    with pytest.raises(InputError, match="holds no model for this"):
         load_model(str(cut))
     for path in silent.glob("tokenizer*"):
         path.unlink()
-    with pytest.raises(InputError, match="tokenizer|no causal language model"):
+    with pytest.raises(InputError, match="tokenizer|holds no model"):
         load_model(str(silent))
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(InputError, match="no causal language model that can be read"):
+    with pytest.raises(InputError, match="holds no model for this"):
         load_model(str(tmp_path))
     with pytest.raises(HubError, match="could not be had from the hub"):
         load_model("nobody/nothing")
     with pytest.raises(InputError, match="builtins: builtin:python, builtin:stories"):
         load_model("builtin:nothing")
+
+
+def test_memory_that_runs_out_is_not_a_model_that_is_none(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", full)
+    with pytest.raises(MemoryError, match="can't allocate memory"):
+        load_model(str(tiny_folder))
+    assert run("generate", "--model", str(tiny_folder), "--prompt", "Tom") == 1
+    assert "out of memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("adds", [False, True])
+def test_a_conversation_begins_once(adds: bool, tmp_path: Path, make_tiny: Callable[..., Path]) -> None:
+    chatty = TextGenerator(str(make_tiny(tmp_path / "chatty", chat=True)))
+    tokenizer = chatty.language_model.tokenizer
+    if adds:
+        tokenizer._tokenizer.post_processor = TemplateProcessing(
+            single=f"{tokenizer.bos_token} $A", special_tokens=[(tokenizer.bos_token, tokenizer.bos_token_id)]
+        )
+    assert (tokenizer("Tom")["input_ids"][0] == tokenizer.bos_token_id) == adds
+    tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
+    expected = tokenizer.apply_chat_template([{"role": "user", "content": "Who is Tom?"}], tokenize=True,
+                                             add_generation_prompt=True, return_dict=False)  # fmt: skip
+    assert expected.count(tokenizer.bos_token_id) == 1
+    assert chatty.language_model.encode(chatty.chat("Who is Tom?")) == expected
 
 
 def test_an_instruction_takes_the_form_of_the_chat_template(tmp_path: Path, make_tiny: Callable[..., Path]) -> None:
