@@ -861,9 +861,13 @@ def figures_of(texts: Mapping[str, Sequence[Generation]], seed: int = 0) -> dict
     fewest = min(map(len, texts.values()))
     found = {}
     for strategy, made in texts.items():
-        nats = [-sum(one.log_probabilities) / len(one.token_ids) for one in made if one.token_ids]
-        low, high = bootstrap_interval(nats, seed=seed) or (math.nan, math.nan)
-        its: dict[str, float | None] = {"perplexity": math.exp(sum(nats) / len(nats)), "perplexity low": math.exp(low),
+        sizes = [len(one.token_ids) for one in made]
+        nats = [-sum(one.log_probabilities) for one in made]
+        mean, size = sum(nats) / sum(sizes), sum(sizes) / len(sizes)
+        # To first order what a text adds to the mean of all tokens: one twice as long counts twice
+        values = [mean + (one - mean * own) / size for one, own in zip(nats, sizes, strict=True)]
+        low, high = bootstrap_interval(values, seed=seed) or (math.nan, math.nan)
+        its: dict[str, float | None] = {"perplexity": math.exp(mean), "perplexity low": math.exp(low),
                                         "perplexity high": math.exp(high)}  # fmt: skip
         # as many texts of each: what counts different n-grams falls with their number
         some = [one.text for one in made[:: max(1, len(made) // fewest)]]

@@ -23,11 +23,13 @@ from gpt_text_generation.text_generator import (
     DRAWING,
     MODULE,
     STRATEGIES,
+    Generation,
     Recorder,
     Settings,
     Strategy,
     TextGenerator,
     compare_command,
+    figures_of,
     first_stop,
     generate_command,
     held_back,
@@ -382,6 +384,19 @@ def test_wrong_input_is_one_line_and_status_2(
     assert run("generate", "--model", str(tiny_folder), "--max_new_tokens=9", *prompt, *flags) == 2
     out, error = capsys.readouterr()
     assert message in error and "Traceback" not in error and not out
+
+
+def test_the_perplexity_of_texts_is_that_of_all_their_tokens() -> None:
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 60, 80)
+    rates = 1 + 0.02 * sizes + rng.exponential(1, 80)  # long texts are the more surprising here
+    made = [Generation("", "a b c", [0] * n, [-rate] * n, "end") for n, rate in zip(sizes, rates, strict=True)]
+    its = figures_of({"one": made})["one"]
+    assert its["perplexity"] == pytest.approx(math.exp((sizes * rates).sum() / sizes.sum()))
+    theirs = stats.bootstrap((sizes * rates, sizes), lambda x, n, axis: x.sum(axis) / n.sum(axis), paired=True,
+                             vectorized=True, method="percentile", rng=0).confidence_interval  # fmt: skip
+    assert [math.log(its[f"perplexity {end}"] or 0) for end in ("low", "high")] == pytest.approx(theirs, abs=0.05)
+    assert theirs.high - theirs.low > 0.3
 
 
 def test_strategies_are_compared_in_a_table_and_a_plot(
