@@ -469,8 +469,7 @@ class WritingAssistant:
             As many as were asked for, or fewer where the model has no more ideas in four rounds.
         """
         check_range("count", count, 1, 100)
-        phrases, template = LANGUAGES[brief.language], self._template("opening", brief)
-        lead = "" if self.told else phrases.joiner.join(brief.names[:2])
+        phrases, template, lead = LANGUAGES[brief.language], self._template("opening", brief), self.first_words(brief)
         prompt = self._filled(template, brief) + lead
         settings = replace(self.settings, stop=tuple(template.stop),
                            max_new_tokens=self._room(prompt, self._tokens(prompt, brief.words)))  # fmt: skip
@@ -490,6 +489,10 @@ class WritingAssistant:
                     return found
         logger.warning("%s had %d different openings, not %d", self.generator.name, len(found), count)
         return found
+
+    def first_words(self, brief: Brief) -> str:
+        """Return what a text begins with before the model goes on: names, unless the model is told what to write."""
+        return "" if self.told else LANGUAGES[brief.language].joiner.join(brief.names[:2])
 
     # --- How a section comes to be ---
 
@@ -550,7 +553,7 @@ class WritingAssistant:
         """Return the first words of a paragraph: of the article, or of one more after the model had come to an end."""
         phrases, names = LANGUAGES[article.brief.language], article.brief.names
         if round_ == 0:
-            return "" if number else phrases.joiner.join(names[:2])
+            return "" if number else self.first_words(article.brief)
         last = number == len(article.sections) - 1 and round_ == 1
         lead = phrases.last_lead if last else phrases.leads[(number + round_) % len(phrases.leads)]
         return lead.replace("{name}", names[(number + round_) % len(names)] if names else "").rstrip()
@@ -809,12 +812,14 @@ def openings(config: OpeningsConfig) -> None:
     run = Run(PROJECT, MODULE, "openings", config, name=config.run)
     set_threads_for(config.model)
     generator = TextGenerator(config.model, device=config.device, dtype=config.dtype)
-    found = WritingAssistant(generator, config.settings()).openings(config.brief(), config.count, config.seed)
+    assistant, brief = WritingAssistant(generator, config.settings()), config.brief()
+    found = assistant.openings(brief, config.count, config.seed)
     if not found:
         raise InputError(f"{generator.name} wrote no whole sentence.", hint="another seed or another model")
     text = "\n\n".join(f"{number}. {opening}" for number, opening in enumerate(found, 1)) + "\n"
     write_atomic(run.folder / "openings.md", text)
-    metrics = {"openings": len(found), "names_kept": sum(names_kept(one, config.names) for one in found) / len(found),
+    own = [one.removeprefix(assistant.first_words(brief)) for one in found]  # names in given words are not the model's
+    metrics = {"openings": len(found), "names_kept": sum(names_kept(one, brief.names) for one in own) / len(own),
                "words": sum(len(words(one)) for one in found) / len(found),
                "repeated_4_grams": repetition(" ".join(found))}  # fmt: skip
     run.finish(model=generator.name, data=config.topic, seed=config.seed, metrics=metrics)

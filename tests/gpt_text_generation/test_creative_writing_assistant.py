@@ -512,6 +512,10 @@ def test_openings_are_written_by_a_command(fake_model: Fake, capsys: pytest.Capt
     assert re.match(r"1\. Maya .*\n\n2\. Maya .*\n$", out) and (RUNS / "first" / "openings.md").read_text() == out
     metrics = json.loads((RUNS / "first" / "results.json").read_text())["metrics"]
     assert metrics["openings"] == 2 and metrics["names_kept"] == 1 and 40 <= metrics["words"] <= 60
+    fake_model.reply = lambda prompt, seed: tale(seed, names=["Somebody"])
+    for names, kept in (("Maya", 0), ("Maya,Somebody", 0.5)):  # the first of them is put there, not written
+        assert run("openings", "--count", "2", "--names", names, "--run", names) == 0
+        assert json.loads((RUNS / names / "results.json").read_text())["metrics"]["names_kept"] == kept
 
 
 def test_bad_input_is_one_line(fake_model: Fake, capsys: pytest.CaptureFixture[str]) -> None:
