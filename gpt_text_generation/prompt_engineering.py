@@ -1038,17 +1038,18 @@ def html_report(
     return "\n".join([*out, "</body></html>", ""])
 
 
-def csv_report(answers: Sequence[Answer]) -> str:
-    """Write a matrix as CSV, an answer a row, a column for each kind of score.
+def as_cell(value: object) -> str:
+    """Return what to write into a CSV file for a value.
 
     A spreadsheet would run a text that begins as a formula does: it gets ``'`` in front (OWASP, CSV injection).
     """
+    text = str(value)
+    number = re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", text)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) and not number else text
 
-    def safe(cell: object) -> str:
-        text = str(cell)
-        number = re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", text)
-        return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) and not number else text
 
+def csv_report(answers: Sequence[Answer]) -> str:
+    """Write a matrix as CSV, an answer a row, a column for each kind of score."""
     kinds = [kind for kind in KINDS if any(kind in answer.scores for answer in answers)]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -1056,7 +1057,7 @@ def csv_report(answers: Sequence[Answer]) -> str:
     for a in answers:
         scores = [a.scores.get(kind, "") for kind in kinds]
         row = [a.model, a.template, a.case, a.repeat, a.score, *scores, _shown(a.value), a.text, a.error, a.prompt]
-        writer.writerow(map(safe, row))
+        writer.writerow(map(as_cell, row))
     return out.getvalue()
 
 

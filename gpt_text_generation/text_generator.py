@@ -23,7 +23,7 @@ import queue
 import sys
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -836,9 +836,13 @@ def compare_command(config: CompareConfig) -> None:
     figures = figures_of(texts, config.seed)
     for strategy, its in figures.items():
         its["tokens_per_second"] = speed[strategy]
-    write_atomic(run.folder / "texts.jsonl", "".join(
-        json.dumps({"strategy": strategy, "prompt": one.prompt, "text": one.text, "finish": one.finish},
-                   ensure_ascii=False) + "\n" for strategy, made in texts.items() for one in made))  # fmt: skip
+    lines, seen = [], Counter[tuple[str, str]]()
+    for strategy, one in ((strategy, one) for strategy, made in texts.items() for one in made):
+        row = {"strategy": strategy, "prompt": one.prompt, "sample": seen[strategy, one.prompt], "text": one.text,
+               "finish": one.finish}  # fmt: skip
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+        seen[strategy, one.prompt] += 1
+    write_atomic(run.folder / "texts.jsonl", "".join(lines))
     table = table_of_strategies(figures)
     write_atomic(run.folder / "strategies.md", table + "\n")
     plot_strategies(figures, run.folder / "strategies.png")

@@ -28,6 +28,7 @@ import itertools
 import json
 import logging
 import math
+import os
 import random
 import sqlite3
 import sys
@@ -45,6 +46,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gpt_text_generation.evaluation.diversity_metrics import bootstrap_interval
+from gpt_text_generation.prompt_engineering import as_cell
 from shared.config import check_range, run_commands
 from shared.errors import InputError
 from shared.results import OUTPUTS, Run, write_atomic
@@ -506,13 +508,19 @@ class _Entry:
 
 
 @contextmanager
-def _database(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open a database for one transaction, which waits for those of other processes."""
-    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True, timeout=30, isolation_level=None)
+def _database(path: Path, *, write: bool = False) -> Iterator[sqlite3.Connection]:
+    """Open a database for one transaction. One that writes waits for others that do; one that reads for nobody."""
+    address, flags = path.resolve(), "mode=rw"
+    if not os.access(address.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+        if write:
+            raise PermissionError(f"{path} can only be read: nothing can be written to its folder.")
+        if not address.with_name(f"{address.name}-wal").exists():
+            flags = "immutable=1"  # SQLite would make that file, and another, to read what nobody can write to
+    connection = sqlite3.connect(f"{address.as_uri()}?{flags}", uri=True, timeout=30, isolation_level=None)
     try:
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = NORMAL")  # closing writes the log through anyway
-        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
         yield connection
         connection.execute("COMMIT")
     except sqlite3.OperationalError as error:
@@ -603,7 +611,7 @@ class Study:
         beside = path.with_name(f".{path.name}.{random.getrandbits(32):08x}")
         try:
             beside.touch(exist_ok=False)
-            with _database(beside) as db:
+            with _database(beside, write=True) as db:
                 _fill(db, texts, prompts, design, title)
             with sqlite3.connect(beside) as connection:
                 connection.execute("PRAGMA journal_mode = WAL")  # readers and a writer don't wait for each other
@@ -617,17 +625,15 @@ class Study:
 
     def next_item(self, rater: str) -> Item | None:
         """Return the first item that a rater has not answered; None when all are done."""
-        with _database(self.path) as db:
-            number = self._number(db, rater)
-            done = {id for (id,) in db.execute("SELECT DISTINCT item FROM answers WHERE rater = ?", [_name(rater)])}
+        number, done = self._number(rater), self._done(rater)
         following = next((id for id in self._order(number) if id not in done), None)
         return self._item(following, number) if following else None
 
     def item(self, rater: str, id: str) -> Item:
         """Return an item as a rater sees it, with their answer, so that they can change it."""
         self._entry(id)
+        number = self._number(rater)
         with _database(self.path) as db:
-            number = self._number(db, rater)
             found = db.execute("SELECT value FROM answers WHERE rater = ? AND item = ? ORDER BY id DESC LIMIT 1",
                                [_name(rater), id]).fetchone()  # fmt: skip
         return self._item(id, number, found[0] if found else None)
@@ -648,9 +654,7 @@ class Study:
 
     def progress(self, rater: str) -> Progress:
         """Return how many items a rater has answered, of how many."""
-        with _database(self.path) as db:
-            done = db.execute("SELECT count(DISTINCT item) FROM answers WHERE rater = ?", [_name(rater)]).fetchone()[0]
-        return Progress(done, self.size)
+        return Progress(len(self._done(rater)), self.size)
 
     # For those who run the study
 
@@ -699,10 +703,11 @@ class Study:
             InputError: Columns or values are missing, out of scale, no numbers or twice there, or an item is unknown.
         """
         rows = _read_csv(Path(path), ("rater", "item", "value"))
-        known, seen, problems = set(self.raters()), set(), []
+        known, seen, problems = {as_cell(name): name for name in self.raters()}, set(), []
         answers: list[tuple[str, str, int, float | None]] = []
         for line, row in rows:
             rater, id, value = (row[key].strip() for key in ("rater", "item", "value"))
+            rater = known.get(rater, rater)
             entry = self._entries.get(id)
             try:
                 choices = self._choices(entry) if entry else {}
@@ -712,7 +717,7 @@ class Study:
                     raise InputError("the value is missing")
                 if not entry:
                     raise InputError(f"the study has no item {id!r}")
-                if _name(rater) not in known and entry.kind == "pairwise":
+                if _name(rater) not in known.values() and entry.kind == "pairwise":
                     raise InputError(f"{rater} has seen no pair of this study, so first and second mean nothing")
                 if (_name(rater), id) in seen:
                     raise InputError(f"{rater} has answered {id} before in this file")
@@ -734,9 +739,7 @@ class Study:
 
     def sheet(self, rater: str) -> str:
         """Return what a rater has not answered as CSV, to be filled in and imported; as blind as the screen."""
-        with _database(self.path) as db:
-            number = self._number(db, rater)
-            done = {id for (id,) in db.execute("SELECT DISTINCT item FROM answers WHERE rater = ?", [_name(rater)])}
+        number, done = self._number(rater), self._done(rater)
         items = [self._item(id, number) for id in self._order(number) if id not in done]
         columns = ("rater", "item", "question", "choices", "prompt", "text", "second_text", "value")
         return _csv(columns, (
@@ -757,12 +760,22 @@ class Study:
 
     # How it works
 
-    def _number(self, db: sqlite3.Connection, rater: str) -> int:
+    def _number(self, rater: str) -> int:
         """Return which rater it is, from 0; a new one joins."""
-        name = _name(rater)
-        db.execute("INSERT OR IGNORE INTO raters SELECT ?, count(*) FROM raters", [name])
-        number: int = db.execute("SELECT number FROM raters WHERE name = ?", [name]).fetchone()[0]
+        name, asked = _name(rater), "SELECT number FROM raters WHERE name = ?"
+        with _database(self.path) as db:
+            found = db.execute(asked, [name]).fetchone()
+        if not found:
+            with _database(self.path, write=True) as db:
+                db.execute("INSERT OR IGNORE INTO raters SELECT ?, count(*) FROM raters", [name])
+                found = db.execute(asked, [name]).fetchone()
+        number: int = found[0]
         return number
+
+    def _done(self, rater: str) -> set[str]:
+        """Return the items that a rater has answered."""
+        with _database(self.path) as db:
+            return {id for (id,) in db.execute("SELECT DISTINCT item FROM answers WHERE rater = ?", [_name(rater)])}
 
     def _entry(self, id: str) -> _Entry:
         if id not in self._entries:
@@ -819,14 +832,15 @@ class Study:
         return self.design.criteria.index(self._entries[id].criterion)
 
     def _store(self, answers: Sequence[tuple[str, str, int, float | None]]) -> None:
+        for _, id, value, _ in answers:
+            choices = self._choices(self._entry(id))
+            if isinstance(value, bool) or value not in choices:
+                raise InputError(f"An answer must be one of {', '.join(map(str, sorted(choices)))}. Got {value!r}.")
+        numbers = {rater: self._number(rater) for rater in dict.fromkeys(rater for rater, *_ in answers)}
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        with _database(self.path) as db:
+        with _database(self.path, write=True) as db:
             for rater, id, value, seconds in answers:
-                entry = self._entry(id)
-                choices = self._choices(entry)
-                if isinstance(value, bool) or value not in choices:
-                    raise InputError(f"An answer must be one of {', '.join(map(str, sorted(choices)))}. Got {value!r}.")
-                turned = self._turned(entry, self._number(db, rater))
+                turned = self._turned(self._entries[id], numbers[rater])
                 db.execute(
                     "INSERT INTO answers (rater, item, value, turned, answered, seconds) VALUES (?, ?, ?, ?, ?, ?)",
                     [_name(rater), id, 3 - value if turned and value else value, turned, now, seconds],
@@ -908,7 +922,7 @@ def _csv(columns: Sequence[str], rows: Iterator[Sequence[Any]]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows(rows)
+    writer.writerows(map(as_cell, row) for row in rows)
     return f"\ufeff{out.getvalue()}"
 
 
@@ -1186,7 +1200,7 @@ class CreateConfig:
     study: str = STUDY
     """The file to make."""
     texts: str = ""
-    """A .jsonl or .csv with system, prompt and text; by default the model below writes them."""
+    """A .jsonl or .csv with system, prompt and text, or compare's texts.jsonl; by default the model writes them."""
     model: str = "builtin:stories"
     """builtin:stories, a folder or a hub id such as gpt2."""
     strategies: list[str] = field(default_factory=lambda: ["greedy", "nucleus", "sampling"])
@@ -1230,6 +1244,8 @@ class CreateConfig:
 def read_texts(path: Path) -> dict[str, dict[str, str]]:
     """Read texts by system and prompt from a ``.jsonl`` or ``.csv`` with system, prompt and text.
 
+    In what ``text_generator compare`` writes, strategies are the systems, and of each prompt the first sample counts.
+
     Raises:
         InputError: A row lacks one of them, or a system has two texts for a prompt.
     """
@@ -1243,13 +1259,20 @@ def read_texts(path: Path) -> dict[str, dict[str, str]]:
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path} must hold a JSON object a line, in UTF-8: {error}.") from None
     texts: dict[str, dict[str, str]] = {}
+    further = 0
     for number, row in rows:
-        system, prompt, text = (row.get(key) if isinstance(row, dict) else None for key in keys)
+        row = {"system": row.get("strategy"), **row} if isinstance(row, dict) else {}
+        system, prompt, text = map(row.get, keys)
         if not (isinstance(system, str) and system.strip() and isinstance(prompt, str) and isinstance(text, str)):
             raise InputError(f"Line {number} of {path} must have a system, a prompt and a text.")
+        if row.get("sample"):
+            further += 1
+            continue
         if prompt in texts.setdefault(system, {}):
             raise InputError(f"Line {number} of {path} is the second text of {system} for {prompt[:40]!r}.")
         texts[system][prompt] = text
+    if further:
+        logger.info("%d further samples of the same prompts are left out", further)
     return texts
 
 

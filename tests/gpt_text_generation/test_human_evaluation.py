@@ -10,6 +10,8 @@ import re
 import sqlite3
 import subprocess
 import sys
+import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -546,6 +548,45 @@ def test_the_file_keeps_what_it_refers_to_and_writers_don_t_stop_readers() -> No
     assert [path.name for path in Path().iterdir()] == ["study.sqlite"]  # what was written beside it is gone
 
 
+def test_who_reads_does_not_wait_for_who_writes() -> None:
+    study = new_study()
+    study.answer("anna", study.next_item("anna").id, 1)
+    writer = sqlite3.connect("study.sqlite", isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    writer.execute("DELETE FROM answers")
+    began = time.monotonic()
+    again = Study.open("study.sqlite")
+    assert again.raters() == ["anna"] and len(again.ratings()) == 1 and again.progress("anna").done == 1
+    assert again.next_item("anna") and len(filled(again.sheet("anna"), str)) == study.size - 1
+    assert time.monotonic() - began < 10
+    writer.execute("ROLLBACK")
+    writer.close()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has other rights")
+def test_a_study_that_can_not_be_written_to_can_be_read() -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        folder = Path(name)
+        study = new_study(folder / "study.sqlite")
+        rate_all(study, "anna", by_quality)
+        (folder / "study.sqlite").chmod(0o444)
+        folder.chmod(0o555)
+        if root := os.geteuid() == 0:
+            os.seteuid(65534)  # to root, nothing is forbidden
+        try:
+            again = Study.open(study.path)
+            assert again.ratings() == study.ratings() and again.next_item("anna") is None
+            assert again.table() == study.table() and again.progress("anna").done == study.size
+            with pytest.raises(OSError, match=r"study\.sqlite can only be read"):
+                again.answer("anna", study._order(0)[0], 1)
+            with pytest.raises(OSError, match=r"study\.sqlite can only be read"):
+                again.next_item("bo")
+        finally:
+            if root:
+                os.seteuid(0)
+            folder.chmod(0o755)
+
+
 @pytest.mark.parametrize("value", [0, 6, -1, True, 2.5, "3", None])
 def test_answers_out_of_scale_are_refused(value: Any) -> None:
     study = new_study(kinds=("likert",))
@@ -691,6 +732,17 @@ def test_missing_ratings_can_be_passed_over() -> None:
         row["value"] = " "
     assert study.import_ratings(save_csv(rows), skip_missing=True) == 10
     assert study.progress("anna").done == 10
+
+
+def test_no_spreadsheet_runs_what_a_model_wrote() -> None:
+    texts = {"a": {"p": "=1+1", "@q": "-2"}, "b": {"p": "@SUM(A1)", "@q": "-cmd"}}
+    study = new_study(texts=texts, check_every=0)
+    rows = filled(study.sheet("=anna"), lambda row: "1")
+    assert {row["text"] for row in rows} == {"'=1+1", "'@SUM(A1)", "-2", "'-cmd"}
+    assert {row["prompt"] for row in rows} == {"p", "'@q"} and {row["rater"] for row in rows} == {"'=anna"}
+    assert study.import_ratings(save_csv(rows)) == study.size  # the rater is who it was
+    assert study.raters() == ["=anna"] and study.next_item("=anna") is None
+    assert not re.search(r"(^|,)[=@]", study.table(), re.MULTILINE)
 
 
 def test_strangers_can_grade_but_not_choose_between_texts_they_never_saw() -> None:
@@ -921,6 +973,20 @@ def test_wrong_input_is_one_clear_line(arguments: list[str], message: str, capsy
 def test_texts_come_from_csv_too() -> None:
     Path("texts.csv").write_text('system,prompt,text\na,p,"one\ntwo"\nb,p,三\n', encoding="utf-8-sig")
     assert read_texts(Path("texts.csv")) == {"a": {"p": "one\ntwo"}, "b": {"p": "三"}}
+
+
+def test_a_study_is_made_of_what_compare_left(tiny_folder: Path) -> None:
+    from gpt_text_generation.text_generator import CompareConfig, compare_command
+
+    Path("prompts.txt").write_text("Maya\nTom and\n")
+    compare_command(CompareConfig(str(tiny_folder), max_new_tokens=9, prompts="prompts.txt", samples=3, run="a",
+                                  strategies=["greedy", "sampling"]))  # fmt: skip
+    path = Path("outputs/gpt_text_generation/a/texts.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(rows) == 2 + 6
+    assert cli("create", "--texts", str(path), "--study", "s.sqlite") == 0
+    assert Study.open("s.sqlite").systems == ["greedy", "sampling"]
+    assert read_texts(path)["sampling"] == {row["prompt"]: row["text"] for row in (rows[2], rows[5])}
 
 
 def test_texts_can_not_steer_the_terminal() -> None:
