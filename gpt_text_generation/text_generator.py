@@ -664,6 +664,9 @@ class TextGenerator:
 # --- Commands ---------------------------------------------------------------------------------------------------------
 
 
+EXAMPLE = "Maya lived by the sea."
+
+
 @dataclass
 class ModelConfig:
     """What the commands share."""
@@ -719,7 +722,7 @@ class GenerateConfig(ModelConfig):
     """Continue a prompt, or each line of standard input."""
 
     prompt: str = ""
-    """The prompt; by default each line of standard input is one."""
+    """The prompt; by default each line of standard input is one or, where that is a terminal, an example is."""
     strategy: Strategy = "nucleus"
     """greedy, penalized, beam_search, sampling, top_k, nucleus, min_p or typical."""
     stop: list[str] = field(default_factory=list, metadata={"whole": True})
@@ -743,9 +746,10 @@ class GenerateConfig(ModelConfig):
 
 def generate_command(config: GenerateConfig) -> None:
     """Generate; see :class:`GenerateConfig`."""
-    prompts = [config.prompt] if config.prompt else [line.rstrip("\n") for line in sys.stdin]
+    prompt = config.prompt or (EXAMPLE if sys.stdin.isatty() else "")  # nobody at a terminal knows that it is read
+    prompts = [prompt] if prompt else [line.rstrip("\n") for line in sys.stdin]
     if not prompts:
-        raise InputError("There is no prompt.", hint='--prompt "Maya lived by the sea."')
+        raise InputError("There is no prompt.", hint=f'--prompt "{EXAMPLE}"')
     generator, settings = config.generator(), config.settings(config.strategy, config.stop)
     prompts = [generator.chat(prompt) if config.chat else prompt for prompt in prompts for _ in range(config.samples)]
     alone = len(prompts) == 1 and not config.show_probabilities and settings.strategy != "beam_search"

@@ -368,6 +368,19 @@ def test_a_prompt_is_streamed_and_lines_are_texts_each(
     assert shown and all(0 <= value <= 1 for value in shown)
 
 
+def test_nobody_at_a_terminal_is_waited_for(
+    tiny_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", terminal)
+    assert run("generate", "--model", str(tiny_folder), "--max_new_tokens", "8") == 0
+    assert capsys.readouterr().out.startswith("Maya lived by the sea.")
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert run("generate", "--model", str(tiny_folder)) == 2
+    assert "There is no prompt" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
