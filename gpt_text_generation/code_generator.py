@@ -1234,7 +1234,7 @@ def read_problems(path: Path) -> list[Problem]:
             problems.append(_problem(row))
         except InputError as error:
             raise InputError(f"{which}: {error.args[0]}", hint=error.hint) from None
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise InputError(f"{which} is not in HumanEval's or MBPP's format: {reason}.") from None
     if not problems or len({problem.id for problem in problems}) < len(problems):
@@ -1492,7 +1492,7 @@ class GenerateConfig(SandboxConfig, ModelConfig):
     model: str = "builtin:python"
     """builtin:python, a folder or a hub id such as Qwen/Qwen2.5-Coder-0.5B-Instruct."""
     description: str = ""
-    """What the function does, in words or as a head with docstring; or a file of it. By default an example."""
+    """What the function does, in words or as a head with docstring; or a file of it. By default, a tested example."""
     signature: str = ""
     """The function's head, such as "def add(a: int, b: int) -> int"."""
     tests: str = ""
