@@ -258,9 +258,9 @@ def _kind(data: bytes, name: str) -> str:
         raise UnsupportedError(f"{name} is neither text nor of a kind that can be read.", hint=KINDS)
     if suffix:
         return suffix
-    return (
-        "html" if re.match(rb"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype html|html)\b", head, re.I | re.S) else "txt"
-    )
+    # A comment ends at its first -->: were that open, a row of comments could be cut in more ways than can be tried
+    html = rb"(<\?xml[^>]*>\s*)?(<!--((?!-->).)*-->\s*)*<(!doctype html|html)\b"
+    return "html" if re.match(html, head, re.I | re.S) else "txt"
 
 
 def _in_child(data: bytes, job: dict[str, Any], limits: Limits) -> dict[str, Any]:
@@ -380,14 +380,21 @@ def _markdown_headings(text: str) -> Iterator[tuple[int, int]]:
         if mark and (not fence or line.strip().startswith(fence)):
             fence = "" if fence else mark[1]
         elif not fence:
-            heading = re.match(r" {0,3}#{1,6}[ \t]+(.*?)(?:[ \t]+#+)?[ \t]*$", line)
-            if heading and heading[1]:
-                yield position + heading.start(1), position + heading.end(1)
+            marks = re.match(r" {0,3}#{1,6}[ \t]+", line)
+            if marks and (title := _without_closing_marks(line[marks.end() :])):
+                yield position + marks.end(), position + marks.end() + len(title)
             elif before[0] < before[1] and re.fullmatch(r" {0,3}(=+|-{2,})[ \t]*", line):
                 yield before
         plain = not fence and line.strip() and not re.match(r"\s*([#>|*+-]|\d+[.)])", line)
         before = (position, position + len(line.rstrip())) if plain else (0, 0)
         position += len(line) + 1
+
+
+def _without_closing_marks(title: str) -> str:
+    """Return what stands before the ``#`` marks that end a heading, if blanks set them apart: not those of ``C#``."""
+    title = title.rstrip(" \t")
+    bare = title.rstrip("#")
+    return bare.rstrip(" \t") if bare.endswith((" ", "\t")) else title
 
 
 def _blocks(blocks: Iterable[tuple[str, str]]) -> tuple[str, list[tuple[int, int]]]:

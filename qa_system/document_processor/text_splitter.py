@@ -88,6 +88,8 @@ CJK = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef"
 END = re.compile(
     rf"[。！？｡।؟۔]+(?:{CLOSERS}|[。！？])*|(?<![.!?…])[.!?…]+{CLOSERS}*(?:\[\d[\d,;\s–-]*\])*(?=\s|[{CJK}])"
 )
+AFTER_CJK = re.compile(f"(?<=[{CJK}])")
+BLANKS = re.compile(r"\s*")
 NEXT = re.compile(rf"\s*{OPENERS}*")
 NEXT_WORD = re.compile(r"(?:\w{1,12}(?=[\s,’']))?")
 NOT_FIRST = frozenset(",;:)]}%，；：、）】》」』")
@@ -131,11 +133,11 @@ def sentences(text: str) -> list[Span]:
     """
     spans: list[Span] = []
     for start, end in _blocks(text):
-        position = start
+        position = _after_blanks(text, start)
         for match in END.finditer(text, start, end):
             if _ends(text, position, match):
-                spans.append(_stripped(text, position, match.end()))
-                position = match.end()
+                spans.append((position, match.end()))
+                position = _after_blanks(text, match.end())
         spans.append(_stripped(text, position, end))
     return [(start, end) for start, end in spans if start < end]
 
@@ -171,7 +173,7 @@ def _blocks(text: str) -> Iterator[Span]:
 
 
 def _ends(text: str, start: int, match: re.Match[str]) -> bool:
-    """Tell whether a sentence that begins at ``start`` ends with the full stop of a match and what closes after it."""
+    """Tell whether a sentence that begins at ``start``, no blank, ends with a match: a full stop and what closes it."""
     marks, end = match[0], match.end()
     if marks[0] not in ".!?…":
         return True
@@ -180,12 +182,12 @@ def _ends(text: str, start: int, match: re.Match[str]) -> bool:
     if next_one.islower() or next_one in NOT_FIRST or next_one == "|":  # "dep. | arr." are cells of a row
         return False
     if not text[end].isspace():  # "好吗?好" and "结束.下", but not "3.5元"
-        return marks[0] in "!?" or (marks[0] == "." and re.match(f"[{CJK}]", text[match.start() - 1 :][:1]) is not None)
+        return marks[0] in "!?" or (marks[0] == "." and AFTER_CJK.match(text, match.start()) is not None)
     if not re.match(r"\.(?![.!?…])", marks):
         return True
     word = WORD_BEFORE.search(text[max(start, match.start() - 24) : match.start()])[0]  # type: ignore[index]
     at = match.start() - len(word)
-    first = _stripped(text, start, at)[0] == at
+    first = at == start
     if first and NUMBERING.fullmatch(word):
         return False  # "1. Introduction"
     known = word.lower()
@@ -198,6 +200,10 @@ def _ends(text: str, start: int, match: re.Match[str]) -> bool:
     if known in ("a.m", "p.m") or not (known in SELDOM_LAST or DOTTED.fullmatch(word)):
         return True
     return NEXT_WORD.match(text, following)[0] in STARTERS  # type: ignore[index]
+
+
+def _after_blanks(text: str, start: int) -> int:
+    return BLANKS.match(text, start).end()  # type: ignore[union-attr]  # it matches everywhere
 
 
 def _stripped(text: str, start: int, end: int) -> Span:

@@ -484,6 +484,23 @@ def test_markdown_has_headings_outside_of_code(load: Any) -> None:
     assert [document.text[slice(*span)] for span in document.headings] == ["One", "Two", "三"]
 
 
+@pytest.mark.parametrize(
+    ("line", "heading"),
+    [("# C#", "C#"), ("# C #", "C"), ("## a # b ## \t", "a # b"), ("#\ta#b#", "a#b#"), ("# #", "#"), ("#   ", "")],
+)
+def test_the_marks_that_end_a_markdown_heading_stand_apart(load: Any, line: str, heading: str) -> None:
+    document = load(f"before\n{line}\n", "made.md")
+    assert [document.text[slice(*span)] for span in document.headings] == [heading] * bool(heading)
+
+
+@pytest.mark.parametrize("line", ["# a" + " " * 30_000 + "x", "# a" + " #" * 15_000 + "x", "# " + "#" * 30_000,
+                                  "#" * 30_000, " " * 30_000 + "x", "1" * 30_000, "-" * 30_000 + "x"])  # fmt: skip
+def test_no_line_of_markdown_takes_long(load: Any, line: str) -> None:
+    began = time.process_time()
+    load(f"x\n{line}", "made.md")
+    assert time.process_time() - began < 2
+
+
 def test_plain_text_is_kept_as_it_is_but_for_line_ends(load: Any) -> None:
     document = load(b"\xef\xbb\xbfone\r\ntwo\rthree \xe6\xb8\xaf", "made.txt")
     assert document.text == "one\ntwo\nthree 港"
@@ -534,6 +551,23 @@ def test_what_can_not_be_read_says_why(load: Any, name: str, content: bytes, kin
 @pytest.mark.parametrize("name", ["made.txt", "made.pdf", "made.docx", "made"])
 def test_a_files_content_says_what_it_is(load: Any, name: str) -> None:
     assert load(make_pdf([show(50, 800, "A PDF.")]), name).text == "A PDF."
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [
+        (b"<?xml version='1.0'?>\n<!-- a --><!-- <b> -->\n\n<HTML>", "html"),
+        (b"<!-- a ----><!doctype html>", "html"),
+        (b"<!-- a --> b --><html>", "txt"),
+        (b"<!-- a <html>", "txt"),
+        *((part * 22 + b"x", "txt") for part in (b"<!---->", b"<!-- --> ", b"<!-- <!-- -->")),  # each more doubles it
+        *((part * 500, "txt") for part in (b"<!--", b"-->", b"<?xml ", b"< ")),
+    ],
+)
+def test_html_is_told_from_text_by_what_follows_its_comments_at_once(head: bytes, kind: str) -> None:
+    began = time.process_time()
+    assert module._kind(head, "made") == kind
+    assert time.process_time() - began < 0.5
 
 
 def test_html_and_docx_are_known_without_their_suffix(load: Any) -> None:

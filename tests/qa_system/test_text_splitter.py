@@ -107,7 +107,8 @@ def test_sentences_joined_by_a_blank_or_a_line_end_come_apart_again(parts: list[
 
 
 @pytest.mark.parametrize("text", ["." * 300_000, ". " * 150_000, "\n" * 300_000, "「。" * 150_000, ".)[1" * 75_000,
-                                  "a | b\n" * 50_000, "x" * 300_000, ". [" * 100_000, "." + " " * 300_000])  # fmt: skip
+                                  "a | b\n" * 50_000, "x" * 300_000, ". [" * 100_000, "." + " " * 300_000,
+                                  " " * 10_000 + "Mr. A " * 10_000, "下." * 150_000])  # fmt: skip
 def test_hostile_texts_take_linear_time(text: str) -> None:
     began = time.process_time()
     sentences(text)
