@@ -42,9 +42,11 @@ READ = 5  # hits whose sentences are weighed
 
 ENOUGH = 0.6  # share of a claim's words that its quote must have
 MARK = re.compile(r"[\[【]\s*(\^?\d{1,3}(?:\s*[,，、;；–-]\s*\^?\d{1,3})*)\s*[\]】]")
-MARKS = re.compile(rf"\s*{MARK.pattern}")  # with the blanks before
-BEGUN = re.compile(r"\s*(?:[\[【][\d\s^,，、;；–-]{0,30})?$")  # what may yet become a mark, with the blanks before it
-QUOTED = re.compile(r"[\"“”«»「『]([^\"“”«»「」『』]{8,})[\"“”«»」』]")
+# With the blanks before; a run of them is tried once: (?<!…)
+MARKS = re.compile(rf"(?<!\s)\s*{MARK.pattern}")
+BEGUN = re.compile(r"(?<!\s)\s*(?:[\[【][\d\s^,，、;；–-]*)?$")  # what may yet become a mark, however long
+QUOTED = re.compile(r"\"[^\"]*\"|[“”„][^“”„]*[“”]|[«»][^«»]*[«»]|[「『][^「」『』]*[」』]")
+LEAST_QUOTED = 8  # characters; shorter ones are names and words so called
 WORD = re.compile(r"[\u3400-\u9fff]|[^\W\d_]+|\d+")
 # Of questions
 HOLLOW = STOP_CHARACTERS | frozenset("什怎谁哪几多少有要会能可以请问我你您他她它这那个一不也都或及被把从到对为")
@@ -131,10 +133,10 @@ def supporting_span(claim: str, passage: str, question: str = "") -> tuple[int, 
         question: What it answers, if it is too short to be told from others like it: a word of it must stand there.
 
     Returns:
-        A span of the passage; None where quoted words are not there, or fewer than :data:`ENOUGH` of the claim's
-        words, or not all its numbers, stand in any two sentences.
+        A span of the passage; None where quoted words, of at least :data:`LEAST_QUOTED` characters, are not there; or
+        where fewer than :data:`ENOUGH` of the claim's words, or not all its numbers, stand in any two sentences.
     """
-    quoted = [match[1].strip(" .,;，。") for match in QUOTED.finditer(claim)]
+    quoted = [words[1:-1].strip(" .,;，。") for words in QUOTED.findall(claim) if len(words) >= LEAST_QUOTED + 2]
     if quoted:
         spans = [locate(passage, words) for words in quoted]
         return max((s for s in spans if s), key=lambda s: s[1] - s[0], default=None) if all(spans) else None
@@ -437,10 +439,9 @@ class CitationStream:
         return out + certain
 
     def close(self) -> str:
-        """Return the rest; a mark that was never finished is no mark, and goes."""
-        rest, self._held = re.sub(r"\s*[\[【][\d\s^,，、;；–-]*$", "", self._held).rstrip(), ""
-        self.written += rest
-        return rest
+        """Return the rest, which is empty: what is held back are blanks, or a mark that was never finished."""
+        self._held = ""
+        return ""
 
     def cite(self, chunk: Chunk, start: int, end: int) -> int | None:
         """Add a citation of a span of a chunk's text, or find the one that is there.

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from langchain_core.embeddings import Embeddings
 from qa_system.document_processor.pdf_reader import Document, Page
 from qa_system.document_processor.text_splitter import Chunk
 from qa_system.generation.citation_handler import (
+    MARKS,
     Citation,
     CitationStream,
     Evidence,
@@ -120,6 +122,24 @@ def test_words_in_quotation_marks_must_stand_in_the_passage() -> None:
     assert supporting_span('An adult pays £9.40 for "a single ticket to the moon".', FARES) is None
 
 
+@pytest.mark.parametrize(
+    "claim",
+    [
+        'The "Petrel" and later the "Gull" ran aground near the old pier',
+        "The “Petrel” and later the “Gull” ran aground near the old pier",
+        "The „Petrel“ and later the »Gull« ran aground near the old pier",
+        "The ”Petrel” and later the «Gull» ran aground near the old pier",
+    ],
+)
+def test_what_stands_between_two_quotes_is_no_quote(claim: str) -> None:
+    passage = "The Petrel, and later the Gull, ran aground near the old pier. Nobody was hurt."
+    assert supporting_span(claim, passage) == (0, 62)
+    assert supporting_span(f'{claim}, "both of them in thick fog"', passage) is None
+    quoted = 'The "Gull" too “ran aground  near the old pier”, says the "log"'
+    assert passage[slice(*supporting_span(quoted, passage))] == "ran aground near the old pier"
+    assert supporting_span("渔民叫它「海燕」，也叫它「老船」", "渔民叫它海燕，也叫它老船。") == (0, 13)
+
+
 def test_marks_become_verified_citations_numbered_as_they_come() -> None:
     fares, rules = document(FARES), document(RULES, "rules.pdf")
     stream = stream_over(fares, rules)
@@ -173,19 +193,40 @@ def test_a_short_claim_needs_whole_words_and_one_of_the_question() -> None:
         assert supporting_span(words, farm, question) is None
 
 
-@given(
-    st.integers(1, 7),
-    st.sampled_from(["Dogs need a ticket [1]. Free [9], or x [1", "a [b] [ 1 ] c[2] [", "[1]", "x  [1]"]),
-)
-def test_however_an_answer_is_cut_the_same_comes_out_and_never_half_a_mark(size: int, text: str) -> None:
+LONG_MARK = f"[{', '.join(map(str, range(1, 100)))}]"
+PIECES = ["Dogs need a ticket", "Children under five travel free", "a", ".", " ", "\n", "[", "]", "【", "】", "1", "12",
+          ", ", "–", "；", "^", "[1]", " [9]", LONG_MARK]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join), st.none() | st.sets(st.integers(0, 400)))
+@settings(max_examples=300, deadline=None)
+def test_however_an_answer_is_cut_the_same_comes_out(text: str, cuts: set[int] | None) -> None:
     whole, pieces = stream_over(document(FARES)), stream_over(document(FARES))
     expected = whole.feed(text) + whole.close()
-    out = []
-    for start in range(0, len(text), size):
-        out.append(pieces.feed(text[start : start + size]))
-        assert not out[-1].endswith("[")
-    assert "".join([*out, pieces.close()]) == expected
-    assert pieces.citations == whole.citations
+    places = range(len(text)) if cuts is None else sorted(cuts)  # every character by itself, or these cuts
+    out = [pieces.feed(text[start:end]) for start, end in itertools.pairwise([0, *places, len(text)])]
+    assert "".join([*out, pieces.close()]) == expected == whole.written
+    assert (pieces.citations, pieces.dropped, pieces.written) == (whole.citations, whole.dropped, whole.written)
+
+
+def test_a_mark_of_many_numbers_is_checked_though_it_comes_letter_by_letter() -> None:
+    stream = stream_over(document(FARES))
+    assert "".join(map(stream.feed, f"The moon is a cheese {LONG_MARK}. Dogs need a ticket [1].")) == (
+        "The moon is a cheese. Dogs need a ticket [1]."
+    )
+    assert stream.dropped == 99
+
+
+@pytest.mark.parametrize("part", [" ", "\n", "[", "[1", "[1,", "1,", "[ 1", "[1]", "“", "”", "«", '"', "「", "x "])
+def test_no_answer_takes_long(part: str) -> None:
+    text = part * 40_000 + "x"
+    began = time.process_time()
+    stream = CitationStream([], {}.__getitem__)
+    for start in range(0, len(text), 200):
+        stream.feed(text[start : start + 200])
+    supporting_span(text, FARES)
+    MARKS.sub("", text)
+    assert time.process_time() - began < 2
 
 
 def test_half_a_mark_is_held_back() -> None:
