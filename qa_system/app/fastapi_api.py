@@ -49,7 +49,7 @@ from qa_system.generation.answer_generator import (
     stream_pipeline,
 )
 from qa_system.generation.citation_handler import Citation, page_image, threshold_of_refusal
-from qa_system.retrieval.dense_retrieval import Info, Library
+from qa_system.retrieval.dense_retrieval import CrossEncoderReranker, Info, Library, load_reranker
 from shared.config import check_range, run_commands
 from shared.errors import InputError
 
@@ -67,6 +67,8 @@ class ServeConfig:
     """Who writes: builtin:extractive, a model's folder or hub id, or provider:model."""
     model: str = "builtin:minilm"
     """Embeds passages and questions: builtin:minilm, or any sentence-transformers folder or hub id."""
+    rerank: str = ""
+    """A cross-encoder that orders the passages anew, such as cross-encoder/ms-marco-MiniLM-L6-v2; none by default."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 is all of this machine's."""
     port: int = 8000
@@ -284,7 +286,7 @@ def create_app(config: ServeConfig | None = None) -> FastAPI:
     config = config or ServeConfig()
     limits = Limits(seconds=config.seconds, pages=config.pages, file_megabytes=config.megabytes)
     library = Library(config.folder, SentenceEmbeddings(config.model))
-    writer = load_answerer(config.answerer)
+    writer, reranker = load_answerer(config.answerer), load_reranker(config.rerank)
     questions = Turnstile(config.at_once, config.waiting, config.seconds)
     uploads = Turnstile(1, config.waiting, config.seconds)  # one parser and one embedding of passages at a time
     registry = CollectorRegistry()
@@ -349,7 +351,7 @@ def create_app(config: ServeConfig | None = None) -> FastAPI:
     @app.get("/healthz", tags=["service"])
     async def healthz() -> dict[str, str]:
         """Tell that the service is up."""
-        return {"status": "ok", "answerer": writer.name, "model": config.model}
+        return {"status": "ok", "answerer": writer.name, "model": config.model, "rerank": config.rerank}
 
     @app.get("/metrics", tags=["service"])
     def metrics() -> Response:
@@ -415,7 +417,7 @@ def create_app(config: ServeConfig | None = None) -> FastAPI:
         """Answer a question; every citation was verified."""
         await anyio.to_thread.run_sync(check, asked)
         async with questions.turn():
-            *_, last = await anyio.to_thread.run_sync(lambda: list(_events(asked, library, writer)))
+            *_, last = await anyio.to_thread.run_sync(lambda: list(_events(asked, library, writer, reranker)))
         refused.inc(last["refused"])
         return {name: value for name, value in last.items() if name != "event"}
 
@@ -430,7 +432,7 @@ def create_app(config: ServeConfig | None = None) -> FastAPI:
         async def events() -> AsyncIterator[str]:
             try:
                 async with questions.turn():
-                    iterator = _events(asked, library, writer)
+                    iterator = _events(asked, library, writer, reranker)
                     while (event := await anyio.to_thread.run_sync(next, iterator, None)) is not None:
                         refused.inc(event.get("refused", False))
                         yield told(event["event"], event)
@@ -450,8 +452,9 @@ def create_app(config: ServeConfig | None = None) -> FastAPI:
         rows = []
         for number, case in enumerate(cases.questions):  # a turn for each, so that others get theirs between
             question = Question(str(number), case.question, tuple(case.answers), answerable=bool(case.answers))
+            measured_one = partial(_measured, question, cases, library, writer, reranker)
             async with questions.turn():
-                rows.append(await anyio.to_thread.run_sync(partial(_measured, question, cases, library, writer)))
+                rows.append(await anyio.to_thread.run_sync(measured_one))
         return await anyio.to_thread.run_sync(figures, rows, threshold_of_refusal())
 
     return app
@@ -467,19 +470,24 @@ def _add(library: Library, file: UploadFile, password: str, limits: Limits) -> I
         return library.add(path, name=name, password=password, limits=limits)
 
 
-def _events(asked: Ask, library: Library, writer: Answerer) -> Iterator[dict[str, Any]]:
+def _events(
+    asked: Ask, library: Library, writer: Answerer, reranker: CrossEncoderReranker | None
+) -> Iterator[dict[str, Any]]:
     """Yield a pipeline's events as plain values."""
     history = [(turn.question, turn.answer) for turn in asked.history]
     chosen = {"document_id": asked.documents} if asked.documents else None
     for event in stream_pipeline(
         asked.question, library, answerer=writer, history=history, k=asked.k, mode=asked.mode, filter=chosen,
-        threshold=asked.threshold,
+        threshold=asked.threshold, rerank=reranker,
     ):  # fmt: skip
         yield event_dict(event)
 
 
-def _measured(question: Question, cases: Evaluate, library: Library, writer: Answerer) -> dict[str, Any]:
-    answer, _ = rag_pipeline(question.question, library, answerer=writer, k=cases.k, mode=cases.mode, threshold=0)
+def _measured(
+    question: Question, cases: Evaluate, library: Library, writer: Answerer, reranker: CrossEncoderReranker | None
+) -> dict[str, Any]:
+    answer, _ = rag_pipeline(question.question, library, answerer=writer, k=cases.k, mode=cases.mode, threshold=0,
+                             rerank=reranker)  # fmt: skip
     return measure(question, answer, library)
 
 

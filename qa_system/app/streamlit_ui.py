@@ -20,13 +20,14 @@ import streamlit as st
 from qa_system.document_processor.pdf_reader import Document, DocumentError, Limits, PasswordError
 from qa_system.generation.answer_generator import MOST_CHARACTERS, Answer, Answerer, load_answerer, stream_pipeline
 from qa_system.generation.citation_handler import Citation, highlighted_html, in_context, matching_spans, page_image
-from qa_system.retrieval.dense_retrieval import Info, Library, files_of
+from qa_system.retrieval.dense_retrieval import Info, Library, files_of, load_reranker
 from qa_system.retrieval.sparse_retrieval import Hit
 from shared.errors import InputError
 from shared.logs import hush_libraries
 
 FOLDER = os.environ.get("QA_FOLDER", "outputs/qa_system/library")
 ANSWERER = os.environ.get("QA_ANSWERER", "builtin:extractive")
+RERANK = os.environ.get("QA_RERANK", "")
 LIMITS = Limits(file_megabytes=20, pages=300)
 KINDS = ["pdf", "docx", "html", "htm", "md", "txt"]
 MODES = {"Words and meaning": "hybrid", "Meaning": "dense", "Words": "sparse"}
@@ -262,13 +263,17 @@ def compare(chosen: list[Info], k: int) -> None:
         "The scores. Meaning (dense): cosine of question and passage, at most 1. Words (sparse): BM25, higher the more "
         "of the question's rare words are there. Words and meaning: both, scaled so that an average passage has 0."
     )
+    ways = {title: (mode, None) for title, mode in MODES.items()}
+    if reranker := load_reranker(RERANK):
+        ways["Reranked"] = ("hybrid", reranker)
     question = st.text_input("Question", EXAMPLES[0], max_chars=MOST_CHARACTERS)
     if not question.strip():
         return
-    for place, (title, mode) in zip(st.columns(len(MODES)), MODES.items(), strict=True):
+    chosen_ids = {"document_id": [info.id for info in chosen]}
+    for place, (title, (mode, reranker)) in zip(st.columns(len(ways)), ways.items(), strict=True):
         with place:
             st.subheader(title)
-            hits = library().search(question, k, mode=mode, filter={"document_id": [info.id for info in chosen]})
+            hits = library().search(question, k, mode=mode, filter=chosen_ids, reranker=reranker)
             for number, hit in enumerate(hits, start=1):
                 with st.container(border=True):
                     st.markdown(f"**{number}** · score {hit.score:.2f}")
@@ -315,9 +320,12 @@ def main() -> None:
             except (InputError, OSError) as error:
                 shown_error(error)
             else:
-                talk(chosen, {"answerer": writer, "k": k, "mode": mode})
+                talk(chosen, {"answerer": writer, "k": k, "mode": mode, "rerank": RERANK})
         with compare_tab:
-            compare(chosen, min(k, 5))
+            try:
+                compare(chosen, min(k, 5))
+            except (InputError, OSError) as error:
+                shown_error(error)
     else:
         st.info("Add documents on the left, or take the example documents.")
     mine = reading()

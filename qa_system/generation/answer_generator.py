@@ -40,13 +40,20 @@ from qa_system.generation.citation_handler import (
     threshold_of_refusal,
     weigh,
 )
-from qa_system.retrieval.dense_retrieval import PROJECT, Library, LibraryConfig, files_of
+from qa_system.retrieval.dense_retrieval import (
+    PROJECT,
+    CrossEncoderReranker,
+    Library,
+    LibraryConfig,
+    files_of,
+    load_reranker,
+)
 from qa_system.retrieval.sparse_retrieval import Hit, tokenize
 from shared.config import check_range, run_commands
 from shared.errors import InputError
 from shared.logs import progress_bar
 from shared.results import Run
-from shared.sources import hub_errors, resolve
+from shared.sources import loading_errors, resolve
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -393,7 +400,7 @@ def load_answerer(name: str, device: str = "auto") -> Answerer:
 
     from shared.runtime import pick_device
 
-    with hub_errors(source, ExtractiveAnswerer.name):
+    with loading_errors(source, ExtractiveAnswerer.name):
         config = AutoConfig.from_pretrained(source.name, revision=source.revision)
         tokenizer = AutoTokenizer.from_pretrained(source.name, revision=source.revision)
     architecture = next(iter(config.architectures or []), "")
@@ -404,7 +411,7 @@ def load_answerer(name: str, device: str = "auto") -> Answerer:
         ("ForCausalLM", transformers.AutoModelForCausalLM, LocalAnswerer),
     ):
         if architecture.endswith(ending):
-            with hub_errors(source, ExtractiveAnswerer.name):
+            with loading_errors(source, ExtractiveAnswerer.name):
                 model = loader.from_pretrained(source.name, revision=source.revision)
             return answerer(model.to(pick_device(device)), tokenizer, str(source))
     raise InputError(
@@ -483,7 +490,7 @@ def event_dict(event: dict[str, Any]) -> dict[str, Any]:
 def rag_pipeline(
     question: str, documents: Any, *, answerer: str | Answerer | BaseChatModel = ExtractiveAnswerer.name,
     history: Sequence[tuple[str, str]] = (), k: int = 8, mode: str = "hybrid", filter: Any = None,
-    threshold: float | None = None,
+    threshold: float | None = None, rerank: str | CrossEncoderReranker | None = None,
 ) -> tuple[Answer, list[Hit]]:  # fmt: skip
     """Answer a question from documents.
 
@@ -497,6 +504,7 @@ def rag_pipeline(
         mode: ``hybrid``, ``dense`` or ``sparse``.
         filter: Of passages, by their metadata; see ``CosineStore``.
         threshold: Refuse where confidence is below; None is the calibrated one, 0 never refuses for that.
+        rerank: Orders the passages anew: a cross-encoder's folder or hub id, or one that is loaded; none by default.
 
     Returns:
         The answer, and what was retrieved.
@@ -506,7 +514,7 @@ def rag_pipeline(
         AnswererError: The answerer's model failed.
     """
     *_, last = stream_pipeline(question, documents, answerer=answerer, history=history, k=k, mode=mode, filter=filter,
-                               threshold=threshold)  # fmt: skip
+                               threshold=threshold, rerank=rerank)  # fmt: skip
     answer: Answer = last["answer"]
     return answer, list(answer.hits)
 
@@ -514,7 +522,7 @@ def rag_pipeline(
 def stream_pipeline(
     question: str, documents: Any, *, answerer: str | Answerer | BaseChatModel = ExtractiveAnswerer.name,
     history: Sequence[tuple[str, str]] = (), k: int = 8, mode: str = "hybrid", filter: Any = None,
-    threshold: float | None = None,
+    threshold: float | None = None, rerank: str | CrossEncoderReranker | None = None,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Answer a question, and tell of it as it happens; the arguments are those of :func:`rag_pipeline`.
 
@@ -529,10 +537,11 @@ def stream_pipeline(
         raise InputError(f"history must be pairs of question and answer. Got {history!r:.100}.")
     threshold = threshold_of_refusal() if threshold is None else threshold
     writer = as_answerer(answerer)
+    reranker = load_reranker(rerank) if isinstance(rerank, str) else rerank
     library = as_library(documents)
     with _failures_of(writer):
         standalone = writer.standalone(question, history)
-    hits = library.search(standalone, k, mode=mode, filter=filter)
+    hits = library.search(standalone, k, mode=mode, filter=filter, reranker=reranker)
     yield {"event": "hits", "question": standalone, "hits": hits}
     evidence = weigh(standalone, hits, library.embedding, question)
     stream = CitationStream(hits, library.document)
@@ -638,6 +647,8 @@ class AskConfig(LibraryConfig):
     """How many passages to retrieve."""
     mode: Literal["hybrid", "dense", "sparse"] = "hybrid"
     """Passages by words and meaning, by meaning, or by words."""
+    rerank: str = ""
+    """A cross-encoder that orders the passages anew, such as cross-encoder/ms-marco-MiniLM-L6-v2; none by default."""
     threshold: float | None = None
     """Refuse below this confidence, in [0, 1]; by default the calibrated one."""
     password: str = field(default="", metadata={"recipe": False})
@@ -646,7 +657,7 @@ class AskConfig(LibraryConfig):
     def library(self) -> tuple[Library, dict[str, list[str]]]:
         """Open the library with the documents in it, and a filter for these alone."""
         check_settings(self.k, self.threshold)
-        load_answerer(self.answerer)
+        self.settings()  # a model that can't be loaded is told before a document is read
         paths = [path for name in self.documents for path in files_of(name)]
         library = Library(self.folder, self.embedding())
         infos = []
@@ -664,7 +675,10 @@ class AskConfig(LibraryConfig):
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments of the pipeline."""
-        return {"answerer": self.answerer, "k": self.k, "mode": self.mode, "threshold": self.threshold}
+        return {
+            "answerer": load_answerer(self.answerer, self.device), "k": self.k, "mode": self.mode,
+            "threshold": self.threshold, "rerank": load_reranker(self.rerank, self.device, self.batch_size),
+        }  # fmt: skip
 
 
 def ask(config: AskConfig) -> None:

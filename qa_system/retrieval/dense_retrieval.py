@@ -182,10 +182,10 @@ def _builtin_folder() -> str:
     return str(get_model_path())
 
 
-def _load(source: Source, load: Callable[..., Any]) -> Any:
+def _load(source: Source, load: Callable[..., Any], instead: str = f"builtin:{BUILTIN}") -> Any:
     """Load a model of sentence-transformers with a function of its name and keywords."""
     if source.origin == "hub":
-        with hub_errors(source, f"builtin:{BUILTIN}"):
+        with hub_errors(source, instead):
             return load(source.name, revision=source.revision)
     try:
         return load(_builtin_folder() if source.origin == "builtin" else source.name)
@@ -424,7 +424,7 @@ class CrossEncoderReranker:
         check_range("batch_size", batch_size, 1)
         source = resolve(model)
         self.name, self.batch_size, self._lock = str(source), batch_size, threading.Lock()
-        self.model = _load(source, functools.partial(CrossEncoder, device=str(pick_device(device))))
+        self.model = _load(source, functools.partial(CrossEncoder, device=str(pick_device(device))), "no reranker")
         if self.model.num_labels != 1:
             raise InputError(f"{source} must give one score a pair. It gives {self.model.num_labels}.")
 
@@ -444,6 +444,12 @@ class CrossEncoderReranker:
             for hit, score in zip(hits, scores, strict=True)
         ]
         return sorted(scored, key=lambda hit: (-hit.score, hit.chunk.id))
+
+
+@functools.lru_cache(maxsize=2)
+def load_reranker(name: str, device: str = "auto", batch_size: int = 32) -> CrossEncoderReranker | None:
+    """Load a reranker, once a process; none of an empty name. See :class:`CrossEncoderReranker`."""
+    return CrossEncoderReranker(name, device, batch_size) if name else None
 
 
 class DenseRetriever(BaseRetriever):
@@ -885,13 +891,13 @@ class SearchConfig(LibraryConfig):
     mode: Literal["hybrid", "dense", "sparse"] = "hybrid"
     """By words and meaning, by meaning, or by words."""
     rerank: str = ""
-    """A cross-encoder that orders the best hits anew, such as cross-encoder/ms-marco-MiniLM-L6-v2."""
+    """A cross-encoder that orders the best hits anew, such as cross-encoder/ms-marco-MiniLM-L6-v2; none by default."""
 
 
 def search(config: SearchConfig) -> None:
     """Search a library; see :class:`SearchConfig`."""
     library = _existing(config)
-    reranker = CrossEncoderReranker(config.rerank, config.device, config.batch_size) if config.rerank else None
+    reranker = load_reranker(config.rerank, config.device, config.batch_size)
     hits = library.search(config.question, config.k, mode=config.mode, reranker=reranker)
     run = Run(PROJECT, MODULE, "search", config, name=config.run)
     for number, hit in enumerate(hits, 1):

