@@ -34,7 +34,7 @@ from qa_system.retrieval.sparse_retrieval import tokenize
 from shared.config import check_range, run_commands
 from shared.errors import InputError
 from shared.logs import progress_bar
-from shared.results import Run, write_atomic
+from shared.results import OUTPUTS, Run, check_resumable, resume_flags, write_atomic
 from shared.sources import resolve
 
 if TYPE_CHECKING:
@@ -407,6 +407,8 @@ class EvaluateConfig:
     """How many passages to retrieve."""
     mode: Literal["hybrid", "dense", "sparse"] = "hybrid"
     """By words and meaning, by meaning, or by words."""
+    rerank: str = ""
+    """A cross-encoder that orders the passages anew, such as cross-encoder/ms-marco-MiniLM-L6-v2; none by default."""
     threshold: float | None = None
     """Refuse below this confidence, in [0, 1]; by default the calibrated one."""
     accuracy: float = 0.9
@@ -417,9 +419,13 @@ class EvaluateConfig:
     """Ask only so many questions, the first; 0 asks all."""
     run: str = field(default="", metadata=NOT_RECIPE)
     """Name of this run's own folder; by default the time."""
+    resume: bool = field(default=False, metadata=NOT_RECIPE)
+    """Go on where the run of this name stopped."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        if self.resume and not self.run:
+            raise InputError("resume needs the name of the run.", hint="--run NAME --resume true")
         check_range("k", self.k, 1, 100)
         check_range("threshold", self.threshold or 0, 0, 1)
         check_range("accuracy", self.accuracy, 0, 1, open_low=True)
@@ -538,38 +544,69 @@ def plot_refusal(rows: Sequence[dict[str, Any]], threshold: float, path: Path, t
 
 def evaluate(config: EvaluateConfig) -> None:
     """Measure answers; see :class:`EvaluateConfig`."""
-    from qa_system.generation.answer_generator import TextAnswerer, load_answerer, rag_pipeline
-    from qa_system.retrieval.dense_retrieval import Library
+    from qa_system.generation.answer_generator import AnswererError, TextAnswerer, load_answerer, rag_pipeline
+    from qa_system.retrieval.dense_retrieval import Library, load_reranker
 
+    if config.resume:
+        check_resumable(OUTPUTS / PROJECT / config.run, config)
     documents, questions = load_questions(config.data)
     questions = questions[: config.limit or None]
-    answerer = load_answerer(config.answerer)
+    answerer, reranker = load_answerer(config.answerer), load_reranker(config.rerank)
     model: Callable[[str], str] | None = None
     if config.judge:
         judging = load_answerer(config.judge)
         if not isinstance(judging, TextAnswerer):
             raise InputError(f"judge must be a language model. Got {config.judge!r}.")
         model = lambda prompt: "".join(judging.generate([{"role": "user", "content": prompt}]))  # noqa: E731
-    run = Run(PROJECT, MODULE, "evaluate", config, name=config.run)
+    run = Run(PROJECT, MODULE, "evaluate", config, name=config.run, resume=config.resume)
     library = Library()
     library.add_documents([(document, None) for document in documents])
     threshold = threshold_of_refusal() if config.threshold is None else config.threshold
-    rows: list[dict[str, Any]] = []
-    with progress_bar() as bar:
-        task = bar.add_task("ask", figures="")
-        for question in bar.track(questions, task_id=task):
-            # Refused for nothing but want of evidence, so that one run shows every threshold
-            answer, _ = rag_pipeline(question.question, library, answerer=answerer, k=config.k, mode=config.mode,
-                                     threshold=0)  # fmt: skip
-            rows.append(measure(question, answer, library, model))
-            bar.update(task, figures=f"right {np.mean([row['right'] for row in rows if row['answerable']] or 0):.0%}")
+    path = run.folder / "answers.jsonl"
+    rows = _rows_so_far(path, questions)
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+    def so_far() -> str:
+        again = f"python -m {MODULE} evaluate {resume_flags(run.folder)}"
+        return f"{len(rows):,} of {len(questions):,} answers are in {path}; {again} goes on"
+
+    with path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1) as file, progress_bar() as bar:
+        task = bar.add_task("ask", figures="", total=len(questions), completed=len(rows))
+        try:
+            for question in questions[len(rows) :]:
+                # Refused for nothing but want of evidence, so that one run shows every threshold
+                answer, _ = rag_pipeline(question.question, library, answerer=answerer, k=config.k, mode=config.mode,
+                                         threshold=0, rerank=reranker)  # fmt: skip
+                rows.append(measure(question, answer, library, model))
+                file.write(json.dumps(rows[-1], ensure_ascii=False) + "\n")
+                right = np.mean([row["right"] for row in rows if row["answerable"]] or 0)
+                bar.update(task, advance=1, figures=f"right {right:.0%}")
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(so_far()) from None
+        except AnswererError:
+            logger.warning("%s", so_far())
+            raise
     found = figures(rows, threshold, config.accuracy)
-    write_atomic(run.folder / "answers.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     plot_refusal(rows, threshold, run.folder / "refusal.png", f"{Path(config.data).name}, {answerer.name}")
     run.finish(model=answerer.name, data=config.data, seed=0, metrics=found)
     for name, value in found.items():
         sys.stdout.write(f"{name:32} {value:.4f}\n" if isinstance(value, float) else f"{name:32} {value:,}\n")
     logger.info("saved in %s", run.folder)
+
+
+def _rows_so_far(path: Path, questions: Sequence[Question]) -> list[dict[str, Any]]:
+    """Return the answers to the first questions that are there, up to a line that a kill cut short."""
+    rows = []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+    for line, question in zip(lines, questions, strict=False):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            break
+        if not isinstance(row, dict) or (row.get("id"), row.get("question")) != (question.id, question.question):
+            break
+        rows.append(row)
+    return rows
 
 
 if __name__ == "__main__":

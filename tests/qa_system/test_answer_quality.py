@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.language_models import FakeListChatModel
 
 from qa_system.document_processor.vector_store import unit_vectors
+from qa_system.evaluation import answer_quality as module
 from qa_system.evaluation.answer_quality import (
     MODULE,
     Question,
@@ -29,11 +31,14 @@ from qa_system.evaluation.answer_quality import (
     fit_platt,
     judge,
     load_questions,
+    measure,
     parse_verdict,
     read_squad,
     relevance,
     support,
 )
+from qa_system.generation import answer_generator
+from qa_system.generation.answer_generator import TextAnswerer
 from shared.benchmark import Skip, data_folder
 from shared.config import run_commands
 from shared.errors import InputError
@@ -529,3 +534,64 @@ def test_wrong_input_is_one_line(arguments: list[str], message: str, capsys: pyt
 def test_what_only_quotes_cannot_judge(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("evaluate", "--data", str(mine), "--judge", "builtin:extractive") == 2
     assert "judge must be a language model" in capsys.readouterr().err
+
+
+def test_a_run_that_was_stopped_goes_on_and_comes_to_the_same_figures(
+    mine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(question: Question, *rest: Any) -> dict[str, Any]:
+        if question.id == "3":
+            raise KeyboardInterrupt
+        return measure(question, *rest)
+
+    assert cli("evaluate", "--data", str(mine), "--run", "whole") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "measure", stopped)
+        assert cli("evaluate", "--data", str(mine), "--run", "parts") == 130
+    [*_, told] = capsys.readouterr().err.splitlines()
+    assert told == (
+        "stopped: 2 of 4 answers are in outputs/qa_system/parts/answers.jsonl; python -m "
+        f"{MODULE} evaluate --config outputs/qa_system/parts/config.yaml --run parts --resume true goes on"
+    )
+    assert cli("evaluate", "--data", str(mine), "--run", "parts") == 2  # nothing is overwritten unasked
+    whole, parts = Path("outputs/qa_system/whole"), Path("outputs/qa_system/parts")
+    with (parts / "answers.jsonl").open("a") as file:
+        file.write('{"id": "3", "question": "cut sho')
+    asked: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "measure", lambda question, *rest: asked.append(question.id) or measure(question, *rest))
+        arguments = ["--config", str(parts / "config.yaml"), "--run", "parts", "--resume", "true"]
+        assert cli("evaluate", *arguments) == 0
+    assert asked == ["3", "4"]
+    rows, expected = (
+        [json.loads(line) for line in (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+        for folder in (parts, whole)
+    )
+    metrics, wanted = (json.loads((one / "results.json").read_text())["metrics"] for one in (parts, whole))
+    assert metrics == figures(rows, metrics["threshold"])
+    assert [{**row, "seconds": 0} for row in rows] == [{**row, "seconds": 0} for row in expected]
+    for its in (metrics, wanted):
+        del its["ms p50"], its["ms p95"]
+    assert metrics == wanted
+    assert cli("evaluate", "--data", str(mine), "--run", "parts", "--resume", "true", "--k", "3") == 2
+    assert "was begun with another k" in capsys.readouterr().err
+    assert cli("evaluate", "--data", str(mine), "--run", "parts", "--resume", "true") == 2
+    assert "is finished" in capsys.readouterr().err
+
+
+def test_what_an_answerer_wrote_before_it_failed_is_kept(
+    mine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Fails(TextAnswerer):
+        name = "openai:x"
+        answers = iter(["It costs £1.50 [1]."])
+
+        def generate(self, messages: list[dict[str, str]]) -> Iterator[str]:
+            yield next(self.answers)
+
+    answerer = Fails()
+    monkeypatch.setattr(answer_generator, "load_answerer", lambda name: answerer)
+    assert cli("evaluate", "--data", str(mine), "--run", "one") == 2
+    [line] = Path("outputs/qa_system/one/answers.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["id"] == "1"
+    assert "1 of 4 answers are in" in capsys.readouterr().err
