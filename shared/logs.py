@@ -38,8 +38,11 @@ def setup_logging(package: str) -> None:
 
 def hush_libraries() -> None:
     """Let only errors of some libraries through, for commands and web pages alike."""
-    for name in ("huggingface_hub", "torchao", "torch.utils._pytree"):  # they tell of every retry, of kernels for other
-        logging.getLogger(name).setLevel(logging.ERROR)  # processors, and of what torchao does to PyTorch
+    # They tell of every retry, of kernels for other processors, of what torchao does to PyTorch, and at every look at a
+    # file of milvus-lite that it has no clock of its own
+    clocks = "pymilvus.client.iterator.query_iterator"
+    for name in ("huggingface_hub", "torchao", "torch.utils._pytree", clocks):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def progress_bar(*, disable: bool = False) -> Progress:

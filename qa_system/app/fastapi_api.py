@@ -39,6 +39,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qa_system.document_processor.pdf_reader import DocumentError, Limits
+from qa_system.document_processor.vector_store import FAISS, check_store
 from qa_system.evaluation.answer_quality import Question, figures, measure
 from qa_system.generation.answer_generator import (
     MOST_CHARACTERS,
@@ -63,6 +64,8 @@ class ServeConfig:
 
     folder: str = "outputs/qa_system/library"
     """Where documents, passages and vectors are kept."""
+    store: str = FAISS
+    """Of a new folder's vectors: faiss, in the folder; or Milvus: a file such as vectors.db, or a cluster's address."""
     answerer: str = "builtin:extractive"
     """Who writes: builtin:extractive, a model's folder or hub id, or provider:model."""
     model: str = "builtin:minilm"
@@ -88,6 +91,7 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        check_store(self.store)
         check_range("port", self.port, 1, 65535)
         for name in ("megabytes", "pages", "at_once", "a_minute"):
             check_range(name, getattr(self, name), 1)
@@ -285,7 +289,7 @@ def create_app(config: ServeConfig | None = None) -> FastAPI:
 
     config = config or ServeConfig()
     limits = Limits(seconds=config.seconds, pages=config.pages, file_megabytes=config.megabytes)
-    library = Library(config.folder, SentenceEmbeddings(config.model))
+    library = Library(config.folder, SentenceEmbeddings(config.model), store=config.store)
     writer, reranker = load_answerer(config.answerer), load_reranker(config.rerank)
     questions = Turnstile(config.at_once, config.waiting, config.seconds)
     uploads = Turnstile(1, config.waiting, config.seconds)  # one parser and one embedding of passages at a time

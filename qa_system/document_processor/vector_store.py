@@ -1,6 +1,6 @@
 """Chunks as vectors, behind LangChain's ``VectorStore`` interface: FAISS in a folder, or Milvus.
 
-    store = FaissStore(embedding, "outputs/qa_system/index")
+    store = FaissStore(embedding, "outputs/qa_system/index")    # or MilvusStore(embedding, "http://localhost:19530")
     store.add_documents(documents)
     store.similarity_search_with_score("what is attention?", k=3, filter={"document_name": ["a.pdf", "b.pdf"]})
     chain = store.as_retriever(search_kwargs={"k": 3}) | prompt | model
@@ -16,8 +16,10 @@ import hashlib
 import json
 import logging
 import math
+import os
 import re
 import threading
+import uuid
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
@@ -685,15 +687,17 @@ class MilvusStore(CosineStore):
         if not re.fullmatch(r"[A-Za-z_]\w{0,254}", collection, re.ASCII):
             raise InputError(f"collection must be letters, digits and _. Got {collection!r}.")
         self.collection = collection
-        self._dimension = self._changes = 0
+        self._dimension = 0
         # pymilvus pings more often than the server that milvus-lite starts allows, and that hangs up on a busy machine
-        for tries_left in (2, 1, 0) if uri.endswith(".db") else (0,):
+        lite = uri.endswith(".db")
+        for tries_left in (2, 1, 0) if lite else (0,):
             try:
                 self.client = MilvusClient(uri, token=token, timeout=60)
                 break
             except MilvusException as error:
                 if not tries_left:
-                    raise InputError(f"Milvus can't be reached at {uri}: {error.message}.") from None
+                    hint = "another process may have it open, and only a cluster serves several" if lite else ""
+                    raise InputError(f"Milvus can't be reached at {uri}: {error.message}.", hint) from None
         self._open()
 
     def _open(self) -> int:
@@ -732,9 +736,12 @@ class MilvusStore(CosineStore):
         return self.client.query(self.collection, filter="", output_fields=["count(*)"])[0]["count(*)"]
 
     @property
-    def version(self) -> tuple[int, int]:
-        """How often this object changed the collection, and how many documents there are, for what others changed."""
-        return self._changes, len(self)
+    def version(self) -> str:
+        """What the last change, whoever made it, left in the collection's properties."""
+        return str(self._properties().get("changed", "")) if self._open() else ""
+
+    def _properties(self) -> dict[str, Any]:
+        return dict(self.client.describe_collection(self.collection).get("properties") or {})
 
     def _matching(self, filter: Filter) -> Iterator[Document]:
         expression = "" if callable(filter) else _expression(filter)
@@ -774,6 +781,8 @@ class MilvusStore(CosineStore):
             if not self._open():
                 self._create(vectors.shape[1])
             _check_dimension(self._open(), vectors.shape[1])
+        elif not gone:
+            return
         try:
             if vectors is None:
                 for chosen in _batches(gone):
@@ -785,8 +794,8 @@ class MilvusStore(CosineStore):
                 ]
                 for chosen in _batches(rows):
                     self.client.upsert(self.collection, chosen)
-        finally:
-            self._changes += 1  # also where it ended halfway
+        finally:  # also where it ended halfway
+            self.client.alter_collection_properties(self.collection, {"changed": uuid.uuid4().hex})
 
     def _search(self, query: NDArray[np.float32], k: int, filter: Filter) -> Hits:
         if not self._open():
@@ -838,3 +847,70 @@ def _expression(wanted: dict[str, list[Any]] | None) -> str | None:
         "(" + " or ".join(f"metadata[{_literal(key)}] == {_literal(value)}" for value in values) + ")"
         for key, values in (wanted or {}).items()
     )
+
+
+# --- Either -----------------------------------------------------------------------------------------------------------
+
+FAISS = "faiss"
+MILVUS = re.compile(r"(https?|tcp|unix)://\S+|.+\.db")
+TOKEN = "MILVUS_TOKEN"
+
+
+def check_store(store: str) -> None:
+    """Raise an :class:`InputError` unless ``store`` is one that :func:`open_store` knows."""
+    if store != FAISS and not MILVUS.fullmatch(store):
+        raise InputError(f"store must be faiss, a file that ends with .db, or an address such as "
+                         f"http://localhost:19530. Got {store!r}.")  # fmt: skip
+
+
+def open_store(
+    embedding: Embeddings, folder: str | Path | None, store: str = FAISS, index: str = "flat"
+) -> CosineStore:
+    """Open the store that a folder keeps, or whose place in Milvus its manifest tells; or begin one.
+
+    Args:
+        embedding: Anything of LangChain's.
+        folder: Made if it is not there. None keeps vectors in memory.
+        store: ``faiss``; a file of milvus-lite such as ``vectors.db``; or the address of a cluster, whose key or
+            ``user:password`` is ``MILVUS_TOKEN`` in the environment. Of a new one: later the folder knows.
+        index: Of a new one with FAISS; see :class:`FaissStore`.
+
+    Raises:
+        InputError: There is no such store, the folder has another one, or the store can't be opened.
+    """
+    from filelock import FileLock
+
+    check_store(store)
+    if folder is None:
+        if store != FAISS:
+            raise InputError(f"store must be faiss where there is no folder. Got {store!r}.")
+        return FaissStore(embedding, None, index)
+    folder = Path(folder)
+    wanted = store if store == FAISS or "://" in store else str(Path(store).expanduser().resolve())
+    if wanted != FAISS and _manifest_of(folder) is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock"):  # of two who begin here at once, one does
+            if _manifest_of(folder) is None:
+                place = {"milvus": wanted, "collection": f"library_{uuid.uuid4().hex}"}
+                begun = _open_milvus(embedding, place)
+                write_atomic(folder / MANIFEST, json.dumps(place, indent=2) + "\n")
+                return begun
+    if (text := _manifest_of(folder)) is None:
+        return FaissStore(embedding, folder, index)
+    place = _milvus_place(text)
+    there = place.get("milvus", FAISS)
+    if wanted not in (FAISS, there):
+        raise InputError(f"{folder} has its vectors in {there}. Got the store {store!r}.", hint="another folder")
+    return _open_milvus(embedding, place) if place else FaissStore.load(folder, embedding)
+
+
+def _milvus_place(manifest: bytes) -> dict[str, str]:
+    """Return address and collection from a manifest; nothing of one that is not about Milvus."""
+    with suppress(ValueError, TypeError, KeyError, RecursionError):
+        said = json.loads(manifest)
+        return {name: str(said[name]) for name in ("milvus", "collection")}
+    return {}
+
+
+def _open_milvus(embedding: Embeddings, place: dict[str, str]) -> MilvusStore:
+    return MilvusStore(embedding, place["milvus"], place["collection"], os.environ.get(TOKEN, ""))

@@ -659,7 +659,7 @@ class AskConfig(LibraryConfig):
         check_settings(self.k, self.threshold)
         self.settings()  # a model that can't be loaded is told before a document is read
         paths = [path for name in self.documents for path in files_of(name)]
-        library = Library(self.folder, self.embedding())
+        library = Library(self.folder, self.embedding(), store=self.store)
         infos = []
         with progress_bar(disable=len(paths) < 2) as bar:
             for path in bar.track(paths, task_id=bar.add_task("read", figures="")):

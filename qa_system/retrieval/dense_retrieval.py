@@ -46,7 +46,15 @@ from qa_system.document_processor.pdf_reader import (
     read_document,
 )
 from qa_system.document_processor.text_splitter import split_document
-from qa_system.document_processor.vector_store import MANIFEST, CosineStore, FaissStore, Filter, unit_vectors
+from qa_system.document_processor.vector_store import (
+    FAISS,
+    MANIFEST,
+    CosineStore,
+    Filter,
+    check_store,
+    open_store,
+    unit_vectors,
+)
 from qa_system.retrieval.sparse_retrieval import Hit, HybridRetriever
 from shared.config import check_range, run_commands
 from shared.errors import InputError, MissingPackageError
@@ -507,13 +515,15 @@ class Library:
 
     Processes and threads may share it: many read while one writes. The index, which changes as a whole, is what says
     which documents there are: a document's files are written before it and deleted after it, so a kill at any moment
-    leaves nothing but files that no one knows, and those are swept with the next change.
+    leaves nothing but files that no one knows, and those are swept with the next change. Milvus does not change as a
+    whole: there a document is in the library once all its chunks are, and chunks of others are swept, too.
 
     Args:
         folder: Where it is kept; made if it is not there. None keeps it as long as this object lives.
         embedding: Anything of LangChain's; the builtin one by default. Its ``max_tokens`` and ``count_tokens`` are kept
             to where it has them; otherwise a token is taken to be three bytes.
-        index: ``flat``, ``hnsw`` or ``ivfpq``, of a new library.
+        store: Of the chunks, for a new library: ``faiss``, in the folder, or where in Milvus; see :func:`open_store`.
+        index: ``flat``, ``hnsw`` or ``ivfpq``, of a new library with FAISS.
         max_tokens: Most of a chunk; never more than the embedding reads.
         overlap: Tokens that a chunk may share with the one before.
 
@@ -522,19 +532,15 @@ class Library:
     """
 
     def __init__(
-        self, folder: str | Path | None = None, embedding: Embeddings | None = None, *, index: str = "flat",
-        max_tokens: int = 200, overlap: int = 30,
+        self, folder: str | Path | None = None, embedding: Embeddings | None = None, *, store: str = FAISS,
+        index: str = "flat", max_tokens: int = 200, overlap: int = 30,
     ) -> None:  # fmt: skip
         self.embedding = default_embedding() if embedding is None else embedding
         self.max_tokens = min(max_tokens, getattr(self.embedding, "max_tokens", max_tokens))
         self.overlap = overlap
         self._temporary = tempfile.TemporaryDirectory(prefix="library-") if folder is None else None
         self.folder = Path(folder if self._temporary is None else self._temporary.name)
-        place = None if folder is None else self.folder / "index"
-        if place is not None and (place / MANIFEST).exists():
-            self.store = FaissStore.load(place, self.embedding)
-        else:
-            self.store = FaissStore(self.embedding, place, index)
+        self.store = open_store(self.embedding, None if folder is None else self.folder / "index", store, index)
         self._retriever = HybridRetriever(store=self.store)
         self._lock, self._swept = threading.Lock(), False
         self._known: tuple[Any, dict[str, dict[str, Any]]] = (None, {})
@@ -654,8 +660,7 @@ class Library:
         with self._writing():
             if document_id not in self._documents():
                 return False
-            chunks = [chunk.id for chunk in self.store.documents() if chunk.metadata["document_id"] == document_id]
-            self.store.delete(chunks)
+            self.store.delete(list(self.store.texts({"document_id": document_id})))
             self._sweep()
         return True
 
@@ -706,15 +711,25 @@ class Library:
         check_range("k", k, 1)
         if mode == "hybrid" and not reads(self.embedding, question):
             mode = "sparse"
+        known = self._documents()
+        chosen = filter.get("document_id") if isinstance(filter, dict) and len(filter) == 1 else None
+        if isinstance(chosen, (list, tuple, set)) and known.keys() <= set(map(str, chosen)):
+            filter = None  # it lets all pass, and would be asked of every chunk
         hits = self._retriever.search(question, max(k, RERANKED) if reranker else k, filter, mode)
+        hits = [hit for hit in hits if hit.chunk.document_id in known]  # of Milvus, some may be half there
         return reranker.rerank(question, hits)[:k] if reranker else hits
 
     def _documents(self) -> dict[str, dict[str, Any]]:
         """Return id → what is known, as the index says at this moment."""
         version = self.store.version
         if self._known[0] != version:
-            found = {chunk.metadata["document_id"]: chunk.metadata["info"] for chunk in self.store.documents()}
-            self._known = (version, found)
+            found: dict[str, dict[str, Any]] = {}
+            counts: Counter[str] = Counter()
+            for chunk in self.store.documents():
+                id = chunk.metadata["document_id"]
+                found[id] = chunk.metadata["info"]
+                counts[id] += 1
+            self._known = (version, {id: info for id, info in found.items() if counts[id] == info["chunks"]})
         return self._known[1]
 
     def _one(self, document_id: str) -> dict[str, Any]:
@@ -758,8 +773,9 @@ class Library:
             yield
 
     def _sweep(self) -> None:
-        """Delete the files of documents that the index does not know."""
+        """Delete the files of documents that the index does not know, and chunks of those that are not whole."""
         known = self._documents()
+        self.store.delete(list(self.store.texts(lambda chunk: chunk.metadata["document_id"] not in known)))
         for path in [path for part in ("documents", "files") for path in (self.folder / part).glob("*")]:
             match = re.match(r"\.?([0-9a-f]{64})\.", path.name)
             if match and (match[1] not in known or path.name.startswith(".")):
@@ -791,8 +807,15 @@ class LibraryConfig:
     """auto, cpu, cuda or mps."""
     batch_size: int = 32
     """Texts at a time."""
+    store: str = FAISS
+    """Of a new library: faiss, in its folder; or Milvus: a file of milvus-lite such as vectors.db, or the address of a
+    cluster such as http://localhost:19530, whose key is MILVUS_TOKEN in the environment."""
     run: str = field(default="", metadata=NOT_RECIPE)
     """Name of this run's own folder; by default the time."""
+
+    def __post_init__(self) -> None:
+        """Check the store's name."""
+        check_store(self.store)
 
     def embedding(self) -> SentenceEmbeddings:
         """Load the embedding."""
@@ -806,7 +829,7 @@ class IndexConfig(LibraryConfig):
     input: list[str] = field(default_factory=lambda: ["builtin:documents"])
     """Files (pdf, docx, html, md, txt), folders of them, or builtin:documents; separated by commas."""
     index: Literal["flat", "hnsw", "ivfpq"] = "flat"
-    """flat (exact), hnsw or ivfpq (approximate, for hundreds of thousands of chunks); of a new library."""
+    """flat (exact), hnsw or ivfpq (approximate, for hundreds of thousands of chunks); of a new library with faiss."""
     max_tokens: int = 200
     """Most tokens of a chunk; never more than the model reads."""
     overlap: int = 30
@@ -825,8 +848,9 @@ def index(config: IndexConfig) -> None:
     """Index documents; see :class:`IndexConfig`."""
     paths = [path for name in config.input for path in files_of(name)]
     library = Library(
-        config.folder, config.embedding(), index=config.index, max_tokens=config.max_tokens, overlap=config.overlap
-    )
+        config.folder, config.embedding(), store=config.store, index=config.index, max_tokens=config.max_tokens,
+        overlap=config.overlap,
+    )  # fmt: skip
     run = Run(PROJECT, MODULE, "index", replace(config, password=""), name=config.run)  # it stays out of config.yaml
     read: list[tuple[Document, bytes | None]] = []
     outcomes: Counter[str] = Counter()
@@ -935,7 +959,7 @@ def delete(config: DeleteConfig) -> None:
 def _existing(config: LibraryConfig) -> Library:
     if not (Path(config.folder) / "index" / MANIFEST).exists():
         raise InputError(f"There is no library in {config.folder!r}.", hint=f"python -m {MODULE} index")
-    return Library(config.folder, config.embedding())
+    return Library(config.folder, config.embedding(), store=config.store)
 
 
 if __name__ == "__main__":

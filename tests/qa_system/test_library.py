@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from langchain_core.embeddings import Embeddings
 
 from qa_system.document_processor.pdf_reader import Document, EmptyError, LimitError, Limits, Page, UnsupportedError
-from qa_system.document_processor.vector_store import MANIFEST
+from qa_system.document_processor.vector_store import MANIFEST, MilvusStore
 from qa_system.retrieval.dense_retrieval import Library
 from qa_system.retrieval.sparse_retrieval import Hit
 from shared.errors import InputError
@@ -491,3 +492,112 @@ def test_threads_may_add_delete_and_search_at_once(tmp_path: Path) -> None:
         thread.join()
     assert errors == []
     assert check_whole(library) == {f"{own}-{n}.txt" for own in range(4) for n in (0, 2, 4)}
+
+
+# --- In Milvus --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def milvus_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    path = str(tmp_path_factory.mktemp("milvus") / "vectors.db")
+    yield path
+    from milvus_lite.server_manager import server_manager_instance
+
+    server_manager_instance.release_server(path)
+
+
+@pytest.fixture
+def in_milvus(tmp_path: Path, texts: Path, milvus_file: str) -> Library:
+    library = opened(tmp_path / "library", store=milvus_file)
+    for path in sorted(texts.iterdir()):
+        library.add(path)
+    return library
+
+
+@pytest.mark.slow
+def test_a_library_in_milvus_finds_what_one_with_faiss_does(in_milvus: Library, texts: Path) -> None:
+    library = opened()
+    for path in texts.iterdir():
+        library.add(path)
+    assert isinstance(in_milvus.store, MilvusStore) and in_milvus.infos() == library.infos()
+    check_whole(in_milvus)
+    for question in ("who built the lighthouse?", "ferry ticket", "渡轮什么时候开船"):
+        hits, expected = in_milvus.search(question), library.search(question)
+        assert [hit.chunk for hit in hits] == [hit.chunk for hit in expected]
+        assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in expected], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_folder_knows_its_collection_and_what_others_change_there(
+    in_milvus: Library, texts: Path, milvus_file: str
+) -> None:
+    others = opened(in_milvus.folder)  # by the folder alone
+    assert others.infos() == in_milvus.infos() and others.store.collection == in_milvus.store.collection
+    light = the(in_milvus, "light.txt")
+    assert others.delete(light)
+    (texts / "light.txt").write_text("The lighthouse was sold in 1999 to Ben Dahl.", encoding="utf-8")
+    new = others.add(texts / "light.txt")  # as many chunks as before
+    assert new.new and the(in_milvus, "light.txt") == new.id
+    found = in_milvus.search("the lighthouse", k=9, mode="sparse")
+    assert light not in cited(found) and new.id in cited(found)
+    check_whole(in_milvus)
+    elsewhere = opened(in_milvus.folder.parent / "elsewhere", store=milvus_file)
+    assert len(elsewhere) == 0  # another collection
+
+
+@pytest.mark.slow
+def test_what_a_killed_writer_left_in_milvus_is_not_there_and_goes(in_milvus: Library) -> None:
+    long = document("".join(f"Sentence {n} tells of the whale number {n}. " for n in range(200)), "whales.txt")
+    _, chunks = in_milvus._chunks(long, None)
+    assert len(chunks) > 3
+    in_milvus.store.add_documents(chunks[:2])
+    again = opened(in_milvus.folder)
+    assert again.infos() == in_milvus.infos() and len(again) == 3
+    for mode in ("dense", "sparse", "hybrid"):
+        assert long.id not in cited(again.search("the whale number 1", k=20, mode=mode))
+    again.delete("nothing")  # a change sweeps
+    assert long.id not in {chunk.metadata["document_id"] for chunk in again.store.documents()}
+    assert again.add_document(long, long.text.encode()).new
+    assert long.id in cited(in_milvus.search("the whale number 1"))
+    check_whole(again)
+
+
+@pytest.mark.slow
+def test_a_library_stays_in_the_store_it_began_with(in_milvus: Library, tmp_path: Path, milvus_file: str) -> None:
+    opened(tmp_path / "plain").add_document(document("A text."))
+    with pytest.raises(InputError, match="has its vectors in faiss"):
+        opened(tmp_path / "plain", store=milvus_file)
+    with pytest.raises(InputError, match=r"has its vectors in .*vectors\.db. Got the store 'http://other:19530'"):
+        opened(in_milvus.folder, store="http://other:19530")
+
+
+@pytest.mark.parametrize(
+    ("folder", "store", "what"),
+    [
+        ("library", "fiass", "store must be faiss, a file that ends with .db, or an address"),
+        (None, "vectors.db", "store must be faiss where there is no folder"),
+        ("library", "none/vectors.db", "Milvus can't be reached at"),
+    ],
+)
+def test_a_store_that_cannot_be_is_named_and_leaves_nothing(
+    tmp_path: Path, folder: str | None, store: str, what: str
+) -> None:
+    with pytest.raises(InputError, match=what):
+        opened(tmp_path / folder if folder else None, store=store)
+    assert not list(tmp_path.rglob(MANIFEST))
+
+
+def test_a_filter_of_all_documents_is_no_filter(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    search = library._retriever.search
+
+    def noted(_: object, question: str, k: int, filter: object, mode: str) -> list[Hit]:
+        asked.append(filter)
+        return search(question, k)
+
+    monkeypatch.setattr(type(library._retriever), "search", noted)
+    ids = [info.id for info in library.infos()]
+    some = {"document_id": ids[1:]}
+    for filter in ({"document_id": ids}, some, {"document_id": ids, "pages": [1]}):
+        library.search("lighthouse", filter=filter)
+    assert asked == [None, some, {"document_id": ids, "pages": [1]}]
