@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from langchain_core.documents import Document as LangChainDocument
 
-from qa_system.document_processor.pdf_reader import Document, DocumentError, Page
+from qa_system.document_processor.pdf_reader import Document, Page
 from qa_system.document_processor.text_splitter import sentences
 from qa_system.document_processor.vector_store import model_name
 from qa_system.generation.citation_handler import (
@@ -47,11 +47,11 @@ from qa_system.retrieval.dense_retrieval import (
     LibraryConfig,
     files_of,
     load_reranker,
+    read_all,
 )
 from qa_system.retrieval.sparse_retrieval import Hit, tokenize
 from shared.config import check_range, run_commands
 from shared.errors import InputError
-from shared.logs import progress_bar
 from shared.results import Run
 from shared.sources import loading_errors, resolve
 
@@ -661,14 +661,9 @@ class AskConfig(LibraryConfig):
         paths = [path for name in self.documents for path in files_of(name)]
         library = Library(self.folder, self.embedding(), store=self.store)
         infos = []
-        with progress_bar(disable=len(paths) < 2) as bar:
-            for path in bar.track(paths, task_id=bar.add_task("read", figures="")):
-                try:
-                    infos.append(library.add(path, password=self.password))
-                except DocumentError as error:
-                    if len(paths) == 1:
-                        raise
-                    logger.warning("left out: %s", error)
+        for data, document in read_all(library, paths, self.password):
+            if document is not None:
+                infos.append(library.add_document(document, data) if isinstance(document, Document) else document)
         if not infos:
             raise InputError("None of the documents could be read.", hint="--documents, files or folders")
         return library, {"document_id": [info.id for info in infos]}

@@ -21,6 +21,7 @@ import re
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -56,7 +57,7 @@ from qa_system.document_processor.vector_store import (
     unit_vectors,
 )
 from qa_system.retrieval.sparse_retrieval import Hit, HybridRetriever
-from shared.config import check_range, run_commands
+from shared.config import check_range, command_line, run_commands
 from shared.errors import InputError, MissingPackageError
 from shared.logs import progress_bar
 from shared.results import OUTPUTS, Run, write_atomic
@@ -72,6 +73,9 @@ RECIPE = 1  # of the quantized file; a change makes the cached ones old
 MODEL_FILES = (".json", ".txt", ".safetensors", ".bin", ".model")
 AT_ONCE = 16  # batches between two steps of the progress bar
 LONG_WORK = 256  # texts from which it is shown
+# A library that grows is saved after so many characters of text, some 1,500 chunks, or so many seconds of reading. Ray
+# loads its models anew each time, so it gets more at once.
+SAVED_CHARACTERS, SAVED_SECONDS, RAY_TIMES = 1_000_000, 60.0, 20
 RERANKED = 30  # hits that a reranker sees, where no more are asked for
 # What models expect before their texts where their configuration does not say so: name → query, document.
 KNOWN_PROMPTS = {
@@ -577,9 +581,13 @@ class Library:
             data = file.read(limits.file_megabytes * 2**20 + 1)
         if len(data) > limits.file_megabytes * 2**20:
             raise LimitError(f"{name} is larger than {limits.file_megabytes} MiB.", hint="a higher file_megabytes")
-        if info := self._documents().get(hashlib.sha256(data).hexdigest()):
+        id = hashlib.sha256(data).hexdigest()
+        if info := self._documents().get(id):
             return data, _info(info)
-        return data, read_document(path, name=name, password=password, limits=limits)
+        document = read_document(path, name=name, password=password, limits=limits)
+        if document.id != id:
+            raise DocumentError(f"{name} was changed while it was read.", hint="add it again")
+        return data, document
 
     def add_document(self, document: Document, data: bytes | None = None) -> Info:
         """Add a document that was read elsewhere; see :meth:`add_documents`."""
@@ -852,25 +860,36 @@ def index(config: IndexConfig) -> None:
         overlap=config.overlap,
     )  # fmt: skip
     run = Run(PROJECT, MODULE, "index", replace(config, password=""), name=config.run)  # it stays out of config.yaml
-    read: list[tuple[Document, bytes | None]] = []
-    outcomes: Counter[str] = Counter()
-    with progress_bar(disable=len(paths) < 2) as bar:
-        for path in bar.track(paths, task_id=bar.add_task("read", figures="")):
-            try:
-                data, document = library.read(path, password=config.password)
-            except DocumentError as error:
-                logger.warning("left out: %s", error)
-                outcomes["unreadable"] += 1
-                continue
-            if isinstance(document, Document):
-                read.append((document, data))
-            else:
-                outcomes["there already"] += 1
     embed = functools.partial(
         embed_with_ray, model=config.model, backend=config.backend, batch_size=config.batch_size,
         workers=config.workers, gpus_per_worker=config.gpus_per_worker,
     )  # fmt: skip
-    added = [info for info in library.add_documents(read, embed if config.ray else None) if info.new]
+    times = RAY_TIMES if config.ray else 1
+    outcomes: Counter[str] = Counter()
+    added: list[Info] = []
+    waiting: list[tuple[Document, bytes | None]] = []
+    saved = time.monotonic()
+
+    def save() -> None:
+        nonlocal saved
+        added.extend(info for info in library.add_documents(waiting, embed if config.ray else None) if info.new)
+        waiting.clear()
+        saved = time.monotonic()
+
+    try:
+        for data, document in read_all(library, paths, config.password):
+            if document is None or isinstance(document, Info):
+                outcomes["there already" if document else "unreadable"] += 1
+                continue
+            waiting.append((document, data))
+            characters = sum(len(one.text) for one, _ in waiting)
+            if characters >= times * SAVED_CHARACTERS or time.monotonic() - saved >= times * SAVED_SECONDS:
+                save()
+        save()
+    except KeyboardInterrupt:
+        again = command_line(MODULE, "index", config)
+        raise KeyboardInterrupt(f"{len(library):,} documents are in {config.folder}; the same command goes on with "
+                                f"the others: {again}") from None  # fmt: skip
     metrics = {
         "documents": len(library), "chunks": len(library.store), "added": len(added),
         "chunks added": sum(info.chunks for info in added), **outcomes,
@@ -879,6 +898,22 @@ def index(config: IndexConfig) -> None:
     logger.info("%s: %s", config.folder, ", ".join(f"{name} {count:,}" for name, count in metrics.items()))
     if not len(library):
         raise InputError("None of the documents could be read.")
+
+
+def read_all(
+    library: Library, paths: Sequence[Path], password: str = ""
+) -> Iterator[tuple[bytes, Document | Info | None]]:
+    """Read files for a library, one by one; what can't be read is reported, and None, unless it is the only one."""
+    with progress_bar(disable=len(paths) < 2) as bar:
+        for path in bar.track(paths, task_id=bar.add_task("read", figures="")):
+            try:
+                read = library.read(path, password=password)
+            except (DocumentError, OSError) as error:
+                if len(paths) == 1:
+                    raise
+                logger.warning("left out: %s", error)
+                read = b"", None
+            yield read
 
 
 def files_of(name: str) -> list[Path]:

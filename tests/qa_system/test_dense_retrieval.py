@@ -1,6 +1,7 @@
 """Embeddings against sentence-transformers itself, in PyTorch and quantized; reranking; Ray; the commands."""
 
 import json
+import shlex
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,8 @@ import torch
 from langchain_core.documents import Document
 
 from qa_system.document_processor.text_splitter import Chunk
-from qa_system.document_processor.vector_store import FaissStore
+from qa_system.document_processor.vector_store import FaissStore, MilvusStore
+from qa_system.generation.answer_generator import AskConfig, rag_pipeline
 from qa_system.retrieval import dense_retrieval as module
 from qa_system.retrieval.dense_retrieval import (
     MODULE,
@@ -365,10 +367,94 @@ def test_documents_are_indexed_and_found_from_the_command_line(
     assert "has the model" in capsys.readouterr().err
 
 
+def test_what_was_indexed_before_ctrl_c_stays_and_the_command_told_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny: Callable[..., str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("texts").mkdir()
+    for number in range(6):
+        Path(f"texts/{number}.txt").write_text(f"Ferry {number} leaves at noon.", encoding="utf-8")
+    model, read, stop = tiny(), list[str](), "4.txt"
+    really = module.read_document
+
+    def reading(path: Path, **more: object) -> object:
+        read.append(path.name)
+        if path.name == stop:
+            raise KeyboardInterrupt
+        if path.name == "1.txt":
+            raise PermissionError(13, "Permission denied", str(path))
+        return really(path, **more)
+
+    monkeypatch.setattr(module, "read_document", reading)
+    monkeypatch.setattr(module, "SAVED_CHARACTERS", 40)  # two of them
+    assert cli("index", "--input", "texts", "--model", model, "--password", "s3cret", "--run", "a") == 130
+    told = capsys.readouterr().err
+    assert "left out: [Errno 13] Permission denied: 'texts/1.txt'" in told and "s3cret" not in told
+    again = f"python -m {MODULE} index --model {model} --input '[\"texts\"]'"
+    line = f"stopped: 2 documents are in outputs/qa_system/library; the same command goes on with the others: {again}"
+    assert told.splitlines()[-1] == line
+    assert read == [f"{number}.txt" for number in range(5)]
+    read.clear()
+    stop = ""
+    assert cli(*shlex.split(again)[3:], "--run", "a") == 0
+    assert read == ["1.txt", "3.txt", "4.txt", "5.txt"]
+    metrics = json.loads(Path("outputs/qa_system/a/results.json").read_text())["metrics"]
+    assert metrics == {
+        "documents": 5, "chunks": 5, "added": 3, "chunks added": 3, "there already": 2, "unreadable": 1,
+    }  # fmt: skip
+
+
+def test_a_growing_library_is_saved_by_time_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Callable[..., str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("texts").mkdir()
+    for number in range(3):
+        Path(f"texts/{number}.txt").write_text(f"Ferry {number} leaves at noon.", encoding="utf-8")
+    added: list[int] = []
+    really = module.Library.add_documents
+    monkeypatch.setattr(
+        module.Library, "add_documents", lambda library, some, embed: added.append(len(some)) or really(library, some)
+    )
+    model = tiny()
+    assert cli("index", "--input", "texts", "--model", model, "--folder", "one") == 0
+    monkeypatch.setattr(module, "SAVED_SECONDS", 0.0)
+    assert cli("index", "--input", "texts", "--model", model, "--folder", "three") == 0
+    assert added == [3, 1, 1, 1, 0]
+
+
+@pytest.mark.slow
+def test_a_library_in_milvus_is_indexed_asked_and_deleted_from_by_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny: Callable[..., str]
+) -> None:
+    from milvus_lite.server_manager import server_manager_instance
+
+    monkeypatch.chdir(tmp_path)
+    Path("light.txt").write_text(TEXTS[0], encoding="utf-8")
+    model = ("--model", tiny())
+    try:
+        assert cli("index", "--input", "light.txt", *model, "--store", "vectors.db") == 0
+        assert cli("search", "--question", "When was the lighthouse built?", *model) == 0
+        assert TEXTS[0] in capsys.readouterr().out
+        assert not list(Path("outputs").rglob("*.faiss"))
+        assert cli("search", "--question", "lighthouse", *model, "--store", "other.db") == 2
+        assert "has its vectors in" in capsys.readouterr().err
+        asking = AskConfig(question="When was the lighthouse built?", documents=["light.txt"], model=model[1])
+        library, chosen = asking.library()
+        assert isinstance(library.store, MilvusStore)
+        answer, _ = rag_pipeline(asking.question, library, filter=chosen, threshold=0, mode="sparse")
+        assert answer.citations[0].quote == TEXTS[0]
+        assert cli("delete", *model, "--documents", "light.txt") == 0
+        assert len(library) == 0
+    finally:
+        server_manager_instance.release_server(str(tmp_path / "vectors.db"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
         (["search"], "There is no library"),
+        (["index", "--store", "fiass"], "store must be faiss"),
         (["index", "--input", "nothing.pdf"], "No such file or folder: 'nothing.pdf'"),
         (["index", "--index", "tree"], "index"),
         (["search", "--folder", "f", "--k", "many"], "many"),
