@@ -364,6 +364,25 @@ def test_a_configured_reranker_orders_what_is_asked_streamed_and_evaluated(
             assert client.post("/evaluate", json={"questions": [case]}).json()["in_hits"] == 1
 
 
+@pytest.mark.slow
+def test_many_clients_may_ask_a_library_in_milvus(tmp_path: Path) -> None:
+    from milvus_lite.server_manager import server_manager_instance
+
+    path = str(tmp_path / "vectors.db")
+    for address in started(create_app(ServeConfig(folder=str(tmp_path / "library"), store=path))):
+        with httpx.Client(base_url=address, timeout=60) as client:
+            light, seals = upload(client, "light.txt", LIGHT).json(), upload(client, "seals.txt", SEALS).json()
+            asked = {"question": "Who built the lighthouse?"}
+            asks = [{**asked, "documents": [light["id"]] * (number % 2)} for number in range(8)]
+            with ThreadPoolExecutor(4) as pool:
+                answers = [pool.submit(client.post, "/ask", json=one) for one in asks]
+            assert all("Alan Stevenson" in answer.result().json()["text"] for answer in answers)
+            assert client.delete(f"/documents/{light['id']}").status_code == 204
+            last = client.post("/ask", json=asked).json()
+            assert last["refused"] and {hit["document_id"] for hit in last["hits"]} == {seals["id"]}
+    server_manager_instance.release_server(path)
+
+
 # --- Keys, rates, queues ----------------------------------------------------------------------------------------------
 
 
@@ -436,3 +455,5 @@ def test_the_turnstile_refuses_who_would_wait_too_long() -> None:
 def test_wrong_settings_are_named(change: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"{next(iter(change))} must be in"):
         ServeConfig(**change)
+    with pytest.raises(InputError, match="store must be faiss"):
+        ServeConfig(store="fiass")
