@@ -900,7 +900,8 @@ def open_store(
     place = _milvus_place(text)
     there = place.get("milvus", FAISS)
     if wanted not in (FAISS, there):
-        raise InputError(f"{folder} has its vectors in {there}. Got the store {store!r}.", hint="another folder")
+        hint = f"another folder; or, where Milvus moved, its new place in {folder / MANIFEST}"
+        raise InputError(f"{folder} has its vectors in {there}. Got the store {store!r}.", hint)
     return _open_milvus(embedding, place) if place else FaissStore.load(folder, embedding)
 
 

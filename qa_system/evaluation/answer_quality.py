@@ -544,7 +544,7 @@ def plot_refusal(rows: Sequence[dict[str, Any]], threshold: float, path: Path, t
 
 def evaluate(config: EvaluateConfig) -> None:
     """Measure answers; see :class:`EvaluateConfig`."""
-    from qa_system.generation.answer_generator import AnswererError, TextAnswerer, load_answerer, rag_pipeline
+    from qa_system.generation.answer_generator import TextAnswerer, load_answerer, rag_pipeline
     from qa_system.retrieval.dense_retrieval import Library, load_reranker
 
     if config.resume:
@@ -583,7 +583,7 @@ def evaluate(config: EvaluateConfig) -> None:
                 bar.update(task, advance=1, figures=f"right {right:.0%}")
         except KeyboardInterrupt:
             raise KeyboardInterrupt(so_far()) from None
-        except AnswererError:
+        except Exception:
             logger.warning("%s", so_far())
             raise
     found = figures(rows, threshold, config.accuracy)
