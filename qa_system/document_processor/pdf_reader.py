@@ -42,7 +42,7 @@ JOINT = "\n\n"  # between pages
 DPI = 200  # of pages rendered for OCR
 LONGEST_SIDE = 2_400  # pixels, whatever size a page claims
 NO_MEMORY = "alloc|memory|failed to map"  # in what libraries say when they get none
-MOST_CHARACTERS = 20_000_000
+LONGEST_HEADING = 250  # characters; every passage below carries it, and what is longer is text in a heading's dress
 MOST_PATHS = 5_000  # a page with more of them is a drawing, not a table
 UNZIPPED_MEGABYTES = 200
 logger = logging.getLogger(MODULE)
@@ -85,12 +85,14 @@ class Limits:
         seconds: Wall-clock for the whole document, > 0. OCR takes a few a page.
         megabytes: Memory that the child process may ask for, in MiB; enforced where the system can (Linux).
         pages: Most pages.
+        characters: Most of the text. The default is 1,000 full pages, whose passages take some minutes to embed.
         file_megabytes: Largest file, in MiB.
     """
 
     seconds: float = 60
     megabytes: int = 1024
     pages: int = 1000
+    characters: int = 3_000_000
     file_megabytes: int = 50
 
     def __post_init__(self) -> None:
@@ -227,7 +229,7 @@ def read_document(path: str | Path, *, name: str = "", password: str = "", limit
         raise LimitError(f"{name} is larger than {limits.file_megabytes} MiB.", hint="a higher file_megabytes")
     kind = _kind(data, name)
     if kind in ("txt", "md"):
-        return _read_text(data, name, kind)
+        return _read_text(data, name, kind, limits)
     began = time.monotonic()
     document = _document(_in_child(data, {"name": name, "kind": kind, "password": password}, limits))
     methods = Counter(page.method for page in document.pages)
@@ -357,18 +359,27 @@ def _utf8(data: bytes, name: str) -> str:
     return text
 
 
+def _check_length(name: str, characters: int, limits: Limits) -> None:
+    if characters > limits.characters:
+        text = f"{name} has more than {limits.characters:,} characters."
+        raise LimitError(text, hint="a part of the document, or a higher limit of characters")
+
+
 def _one_page(
-    data: bytes, name: str, kind: str, text: str, metadata: dict[str, str], headings: list[tuple[int, int]]
-) -> Document:
+    data: bytes, name: str, kind: str, text: str, metadata: dict[str, str], headings: Iterable[tuple[int, int]],
+    limits: Limits,
+) -> Document:  # fmt: skip
     if not text.strip():
         raise EmptyError(f"There is no text in {name}.")
+    _check_length(name, len(text), limits)
     page = Page(1, "1", 0, len(text), 0, 0, kind)
-    return Document(hashlib.sha256(data).hexdigest(), name, text, (page,), metadata, tuple(headings))
+    short = tuple((start, end) for start, end in headings if end - start <= LONGEST_HEADING)
+    return Document(hashlib.sha256(data).hexdigest(), name, text, (page,), metadata, short)
 
 
-def _read_text(data: bytes, name: str, kind: str) -> Document:
+def _read_text(data: bytes, name: str, kind: str, limits: Limits) -> Document:
     text = _utf8(data, name)
-    return _one_page(data, name, kind, text, {}, list(_markdown_headings(text)) if kind == "md" else [])
+    return _one_page(data, name, kind, text, {}, _markdown_headings(text) if kind == "md" else (), limits)
 
 
 def _markdown_headings(text: str) -> Iterator[tuple[int, int]]:
@@ -407,7 +418,8 @@ def _blocks(blocks: Iterable[tuple[str, str]]) -> tuple[str, list[tuple[int, int
                 text += "\n" if kind == before and kind not in ("heading", "paragraph") else JOINT
             if kind == "heading":
                 headings.append((len(text), len(text) + len(block)))
-            text, before = text + block, kind
+            text += block  # in place, as it would not be beside another assignment
+            before = kind
     return text, headings
 
 
@@ -442,7 +454,7 @@ def _read_html(data: bytes, name: str, password: str, limits: Limits, started: f
             blocks[-1][0].append(str(node))
     text, headings = _blocks((_html_text("".join(parts), block.name), _html_kind(block)) for parts, block in blocks)
     metadata = {"title": title} if title else {}
-    return _one_page(data, name, "html", text, metadata, headings)
+    return _one_page(data, name, "html", text, metadata, headings, limits)
 
 
 def _html_text(text: str, block: str) -> str:
@@ -479,7 +491,7 @@ def _read_docx(data: bytes, name: str, password: str, limits: Limits, started: f
     text, headings = _blocks(blocks)
     properties = document.core_properties
     fields = {key: str(getattr(properties, key) or "") for key in ("title", "author", "subject", "keywords")}
-    return _one_page(data, name, "docx", text, {k: v for k, v in fields.items() if v}, headings)
+    return _one_page(data, name, "docx", text, {k: v for k, v in fields.items() if v}, headings, limits)
 
 
 # --- PDF: characters and lines ----------------------------------------------------------------------------------------
@@ -811,7 +823,7 @@ def _headings(sheets: Sequence[_Sheet], spans: Sequence[Sequence[tuple[int, int]
         found = []
         for (stands, _), group in groups:
             lines = list(group)
-            if stands and len(lines) <= 4 and sum(len(sheet.lines[i].text) for i in lines) <= 250:
+            if stands and len(lines) <= 4 and sum(len(sheet.lines[i].text) for i in lines) <= LONGEST_HEADING:
                 found.append((its_spans[lines[0]][0], its_spans[lines[-1]][1]))
         if 2 * len(found) <= len(sheet.lines):  # a page of headings alone is a cover or a slide
             yield from found
@@ -838,6 +850,7 @@ def _read_pdf(data: bytes, name: str, password: str, limits: Limits, started: fl
     if pdf.count > limits.pages:
         raise LimitError(f"{name} has {pdf.count:,} pages, more than {limits.pages:,}.", hint="a higher limit of pages")
     sheets: list[_Sheet] = []
+    characters = 0
     deadline, slowest = started + 0.95 * limits.seconds - 0.5, 0.0
     for index in range(pdf.count):
         began = time.monotonic()
@@ -849,8 +862,8 @@ def _read_pdf(data: bytes, name: str, password: str, limits: Limits, started: fl
             sheet = pdf.recognized(index, sheet)
             slowest = max(slowest, time.monotonic() - began)
         sheets.append(sheet)
-        if sum(len(line.text) for line in sheet.lines) > MOST_CHARACTERS / 10:
-            raise LimitError(f"Page {index + 1} of {name} has too much text.", hint="a part of the document")
+        characters += sum(len(line.text) for line in sheet.lines)
+        _check_length(name, characters, limits)
     return _put_together(data, name, sheets, pdf.metadata())
 
 
@@ -1323,6 +1336,8 @@ class ReadConfig:
     """Most time it may take, > 0."""
     megabytes: int = 1024
     """Most memory it may take, in MiB, > 0."""
+    characters: int = 3_000_000
+    """Most characters of its text, > 0."""
 
 
 def read(config: ReadConfig) -> None:
@@ -1331,7 +1346,7 @@ def read(config: ReadConfig) -> None:
 
     if not config.input:
         raise InputError("input must name a file.", hint="--input paper.pdf")
-    limits = Limits(seconds=config.seconds, megabytes=config.megabytes)
+    limits = Limits(seconds=config.seconds, megabytes=config.megabytes, characters=config.characters)
     document = read_document(config.input, password=config.password, limits=limits)
     for page in document.pages:
         sys.stdout.write(f"--- page {page.label} ({page.number} of {len(document.pages)}) ---\n")

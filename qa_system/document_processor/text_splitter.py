@@ -312,9 +312,10 @@ def _last(units: list[_Unit], fresh: int, size: int, most: int) -> int:
         return last
     if paragraph and not units[last].opens:
         last = paragraph
-    while last - 1 > fresh and units[last - 1].heading:  # it belongs to what follows
-        last -= 1
-    return last
+    body = last
+    while body - 1 > fresh and units[body - 1].heading:  # it belongs to what follows
+        body -= 1
+    return last if units[body - 1].heading else body  # where all of them are headings, they share the chunk
 
 
 def _chunk(document: Document, headings: list[Span], units: list[_Unit]) -> Chunk:

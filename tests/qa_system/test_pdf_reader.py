@@ -591,6 +591,28 @@ def test_more_pages_or_bytes_than_allowed_are_refused(load: Any) -> None:
         load(b"x" * (2**20 + 1), "made.txt", limits=Limits(file_megabytes=1))
 
 
+@pytest.mark.parametrize("name", ["made.txt", "made.md", "made.html", "made.docx", "made.pdf"])
+def test_more_characters_than_allowed_are_refused_in_every_format(load: Any, name: str) -> None:
+    content = {"made.docx": make_docx(), "made.pdf": make_pdf([show(50, 800, "One page.")], [show(50, 800, "Two.")])}
+    data = content.get(name, b"# " + b"a b\n" * 10)
+    count = len(load(data, name).text)
+    assert load(data, name, limits=Limits(characters=count)).text
+    with pytest.raises(LimitError, match=f"{name} has more than 11 characters") as error:
+        load(data, name, limits=Limits(characters=11))
+    assert "a part of the document" in error.value.hint
+
+
+def test_a_whole_book_may_be_read_but_not_a_shelf(load: Any) -> None:
+    assert len(load("a b\n" * 750_000, "made.md").text) == 3_000_000
+    with pytest.raises(LimitError, match="more than 3,000,000 characters"):
+        load("a b\n" * 750_001, "made.md")
+
+
+def test_a_heading_of_more_than_a_few_lines_is_text(load: Any) -> None:
+    document = load(f"# {'a' * 250}\n# {'b' * 251}\n", "made.md")
+    assert document.headings == ((2, 252),)
+
+
 def test_archives_that_unpack_to_too_much_are_refused(load: Any) -> None:
     data = make_docx(stuffing=201)
     assert len(data) < 2**21
@@ -688,7 +710,7 @@ def test_a_missing_library_names_the_extra(load: Any, tmp_path: Path, monkeypatc
     assert "llm-roadmap[qa]" in error.value.hint
 
 
-@pytest.mark.parametrize("name", ["seconds", "megabytes", "pages", "file_megabytes"])
+@pytest.mark.parametrize("name", ["seconds", "megabytes", "pages", "characters", "file_megabytes"])
 def test_limits_are_positive(name: str) -> None:
     with pytest.raises(InputError, match=f"{name} must be > 0. Got 0"):
         Limits(**{name: 0})

@@ -192,6 +192,12 @@ def test_short_sections_share_a_chunk_and_no_heading_ends_one() -> None:
     assert [chunk.text for chunk in chunks] == ["A\n\nOne.\n\nB\n\nTwo.", f"C\n\n{sentence}"]
 
 
+def test_headings_that_nothing_follows_share_chunks() -> None:
+    titles = tuple(f"Title {number}" for number in range(100, 150))
+    chunks = check(document("\n".join(titles), headings=titles), words, 40, 0)
+    assert len(chunks) == 3
+
+
 def test_chunks_cross_pages() -> None:
     made = document(" ".join([SENTENCE] * 2), "", SENTENCE, headings=())
     [chunk] = check(made, words, 50, 0)
