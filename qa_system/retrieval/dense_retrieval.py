@@ -887,7 +887,7 @@ def index(config: IndexConfig) -> None:
                 save()
         save()
     except KeyboardInterrupt:
-        again = command_line(MODULE, "index", config)
+        again = command_line(MODULE, "index", replace(config, password=""))
         raise KeyboardInterrupt(f"{len(library):,} documents are in {config.folder}; the same command goes on with "
                                 f"the others: {again}") from None  # fmt: skip
     metrics = {
