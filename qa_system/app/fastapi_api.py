@@ -22,12 +22,12 @@ import shutil
 import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Generator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import anyio.to_thread
 from fastapi import FastAPI, File, Form, Query, Request, Response, Security, UploadFile
@@ -53,6 +53,9 @@ from qa_system.generation.citation_handler import Citation, page_image, threshol
 from qa_system.retrieval.dense_retrieval import CrossEncoderReranker, Info, Library, load_reranker
 from shared.config import check_range, run_commands
 from shared.errors import InputError
+
+if TYPE_CHECKING:
+    from prometheus_client import Counter, Histogram
 
 MODULE = "qa_system.app.fastapi_api"
 logger = logging.getLogger(MODULE)
@@ -80,6 +83,8 @@ class ServeConfig:
     """Largest upload, in MiB, >= 1."""
     pages: int = 1000
     """Most pages of a document, >= 1."""
+    characters: int = 3_000_000
+    """Most characters of a document's text, >= 1; to embed them takes some minutes, in which other uploads wait."""
     at_once: int = 2
     """Questions answered at once, >= 1; more share the same processor."""
     waiting: int = 64
@@ -93,7 +98,7 @@ class ServeConfig:
         """Check the ranges."""
         check_store(self.store)
         check_range("port", self.port, 1, 65535)
-        for name in ("megabytes", "pages", "at_once", "a_minute"):
+        for name in ("megabytes", "pages", "characters", "at_once", "a_minute"):
             check_range(name, getattr(self, name), 1)
         check_range("waiting", self.waiting, 0)
         check_range("seconds", self.seconds, 0, open_low=True)
@@ -129,7 +134,7 @@ class Case(BaseModel):
     """A question with its right answers; none where the documents don't hold it."""
 
     question: str = Field(min_length=1, max_length=MOST_CHARACTERS)
-    answers: list[str] = Field([], max_length=20)
+    answers: list[Annotated[str, Field(max_length=MOST_CHARACTERS)]] = Field([], max_length=20)
 
 
 class Evaluate(BaseModel):
@@ -241,6 +246,39 @@ class Guard:
         return 0 if tokens >= 1 else (1 - tokens) * 60 / self.a_minute
 
 
+class Measured:
+    """Counts requests, and the seconds until all of their answers was sent, also of streams and of what failed.
+
+    Args:
+        app: The application.
+        requests: By path and status.
+        latency: By path.
+    """
+
+    def __init__(self, app: ASGIApp, requests: Counter, latency: Histogram) -> None:
+        self.app, self.requests, self.latency = app, requests, latency
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status = 500  # what an error is answered with, further out than here
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        finally:
+            path = getattr(scope.get("route"), "path", "other")  # never what a client made up: each label is kept
+            self.requests.labels(path, status).inc()
+            self.latency.labels(path).observe(time.perf_counter() - started)
+
+
 class Turnstile:
     """Lets so many in at once and so many wait; the next is refused.
 
@@ -278,6 +316,25 @@ class Turnstile:
             self.present -= 1
 
 
+class HoldingStream(StreamingResponse):
+    """A stream that gives back what it holds when it ends, also if its client left or it never began.
+
+    Args:
+        content: What is streamed.
+        held: What was entered for it.
+        more: Of Starlette's.
+    """
+
+    def __init__(self, content: AsyncIterator[str], held: AsyncExitStack, **more: Any) -> None:
+        super().__init__(content, **more)
+        self.held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one connection."""
+        async with self.held:
+            await super().__call__(scope, receive, send)
+
+
 # --- The application --------------------------------------------------------------------------------------------------
 
 
@@ -288,14 +345,16 @@ def create_app(config: ServeConfig | None = None) -> FastAPI:
     from qa_system.retrieval.dense_retrieval import SentenceEmbeddings
 
     config = config or ServeConfig()
-    limits = Limits(seconds=config.seconds, pages=config.pages, file_megabytes=config.megabytes)
+    limits = Limits(seconds=config.seconds, pages=config.pages, characters=config.characters,
+                    file_megabytes=config.megabytes)  # fmt: skip
     library = Library(config.folder, SentenceEmbeddings(config.model), store=config.store)
     writer, reranker = load_answerer(config.answerer), load_reranker(config.rerank)
     questions = Turnstile(config.at_once, config.waiting, config.seconds)
-    uploads = Turnstile(1, config.waiting, config.seconds)  # one parser and one embedding of passages at a time
+    # One parser and one embedding of passages at a time; what is done in a second need not wait for their minutes
+    uploads, deletions, pictures = (Turnstile(1, config.waiting, config.seconds) for _ in range(3))
     registry = CollectorRegistry()
     requests = Counter("qa_requests", "Requests answered", ["path", "status"], registry=registry)
-    latency = Histogram("qa_seconds", "Seconds a request took", ["path"], registry=registry)
+    latency = Histogram("qa_seconds", "Seconds until all of an answer was sent", ["path"], registry=registry)
     Gauge("qa_documents", "Documents in the library", registry=registry).set_function(lambda: len(library))
     refused = Counter("qa_refusals", "Questions answered with a refusal", registry=registry)
     app = FastAPI(
@@ -303,16 +362,7 @@ def create_app(config: ServeConfig | None = None) -> FastAPI:
     )  # fmt: skip
     key = os.environ.get("QA_API_KEY", "")
     app.add_middleware(Guard, key=key, a_minute=config.a_minute, most=config.megabytes * 2**20 + 2**16)
-
-    @app.middleware("http")
-    async def measured(request: Request, call: Callable[[Request], Any]) -> Response:
-        started = time.perf_counter()
-        response: Response = await call(request)
-        route = request.scope.get("route")
-        path = getattr(route, "path", "other")  # never what a client made up: each label is kept
-        requests.labels(path, response.status_code).inc()
-        latency.labels(path).observe(time.perf_counter() - started)
-        return response
+    app.add_middleware(Measured, requests=requests, latency=latency)
 
     @app.exception_handler(InputError)
     async def wrong_input(request: Request, error: InputError) -> JSONResponse:
@@ -365,11 +415,14 @@ def create_app(config: ServeConfig | None = None) -> FastAPI:
     if key:  # the guard checks it; this tells of it in the documentation of the paths below
         app.router.dependencies.append(Security(APIKeyHeader(name="X-API-Key", auto_error=False)))
 
-    @app.post("/documents", status_code=201, tags=["documents"])
+    @app.post(
+        "/documents", status_code=201, tags=["documents"],
+        description=f"Add a pdf, docx, html, md or txt file of up to {config.megabytes:,} MiB, {config.pages:,} pages "
+        f"and {config.characters:,} characters; 200 where the same bytes are there already, 201 where they are new.",
+    )  # fmt: skip
     async def upload(
         response: Response, file: Annotated[UploadFile, File()], password: Annotated[str, Form(max_length=200)] = "",
     ) -> Info:  # fmt: skip
-        """Add a pdf, docx, html, md or txt file; 200 where the same bytes are there already, 201 where they are new."""
         async with uploads.turn():
             info = await anyio.to_thread.run_sync(partial(_add, library, file, password, limits))
         response.status_code = 201 if info.new else 200
@@ -388,7 +441,7 @@ def create_app(config: ServeConfig | None = None) -> FastAPI:
     @app.delete("/documents/{document_id}", status_code=204, tags=["documents"])
     async def delete(document_id: str) -> None:
         """Delete a document, its passages and its file."""
-        async with uploads.turn():
+        async with deletions.turn():
             if not await anyio.to_thread.run_sync(library.delete, document_id):
                 raise missing(document_id)
 
@@ -397,24 +450,12 @@ def create_app(config: ServeConfig | None = None) -> FastAPI:
         document_id: str, start: Annotated[int, Query(ge=0)], end: Annotated[int, Query(ge=1)], password: str = ""
     ) -> Response:
         """Draw the page of a citation as PNG, with the quote (``start`` to ``end``) boxed."""
-        info = found(document_id)
-        path = library.file(document_id)
-        document = library.document(document_id)
-        if path is None or path.suffix != ".pdf":
-            raise HTTPException(404, "This document has no pages to draw.")
-        if not start < end <= len(document.text):
-            raise HTTPException(422, f"start and end must be in [0, {len(document.text)}], start before end.")
-        citation = Citation.of(1, document, start, end)
-        async with uploads.turn():
-            try:
-                drawn = await anyio.to_thread.run_sync(
-                    partial(page_image, path, document, citation, password=password, limits=limits)
-                )
-            except DocumentError as error:  # it knows the file by its hash
-                raise type(error)(str(error.args[0]).replace(path.name, info.name), error.hint) from None
-        png = io.BytesIO()
-        drawn.save(png, "PNG")
-        return Response(png.getvalue(), media_type="image/png")
+
+        def drawn() -> bytes:
+            return _page_png(library, found(document_id), start, end, password, limits)
+
+        async with pictures.turn():
+            return Response(await anyio.to_thread.run_sync(drawn), media_type="image/png")
 
     @app.post("/ask", tags=["questions"])
     async def ask(asked: Ask) -> dict[str, Any]:
@@ -429,26 +470,25 @@ def create_app(config: ServeConfig | None = None) -> FastAPI:
     async def ask_stream(asked: Ask) -> StreamingResponse:
         """Answer as server-sent events: ``hits``, ``token`` as often as there is more, ``answer``; or an ``error``."""
         await anyio.to_thread.run_sync(check, asked)
+        iterator, held = _events(asked, library, writer, reranker), AsyncExitStack()
+        await held.enter_async_context(questions.turn())
+        held.push_async_callback(anyio.to_thread.run_sync, iterator.close)  # a model may still be writing
 
         def told(name: str, values: dict[str, Any]) -> str:
             return f"event: {name}\ndata: {json.dumps(values, ensure_ascii=False)}\n\n"
 
         async def events() -> AsyncIterator[str]:
             try:
-                async with questions.turn():
-                    iterator = _events(asked, library, writer, reranker)
-                    while (event := await anyio.to_thread.run_sync(next, iterator, None)) is not None:
-                        refused.inc(event.get("refused", False))
-                        yield told(event["event"], event)
-            except HTTPException as error:
-                yield told("error", {"message": error.detail})
+                while (event := await anyio.to_thread.run_sync(next, iterator, None)) is not None:
+                    refused.inc(event.get("refused", False))
+                    yield told(event["event"], event)
             except InputError as error:
                 yield told("error", {"message": error.args[0], "hint": error.hint})
             except Exception:
                 logger.exception("/ask/stream failed")
                 yield told("error", {"message": UNFORESEEN})
 
-        return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        return HoldingStream(events(), held, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
     @app.post("/evaluate", tags=["questions"])
     async def evaluate(cases: Evaluate) -> dict[str, Any]:
@@ -474,9 +514,23 @@ def _add(library: Library, file: UploadFile, password: str, limits: Limits) -> I
         return library.add(path, name=name, password=password, limits=limits)
 
 
+def _page_png(library: Library, info: Info, start: int, end: int, password: str, limits: Limits) -> bytes:
+    path, document = library.file(info.id), library.document(info.id)
+    if path is None or path.suffix != ".pdf":
+        raise HTTPException(404, "This document has no pages to draw.")
+    if not start < end <= len(document.text):
+        raise HTTPException(422, f"start and end must be in [0, {len(document.text)}], start before end.")
+    citation, png = Citation.of(1, document, start, end), io.BytesIO()
+    try:
+        page_image(path, document, citation, password=password, limits=limits).save(png, "PNG")
+    except DocumentError as error:  # it knows the file by its hash
+        raise type(error)(str(error.args[0]).replace(path.name, info.name), error.hint) from None
+    return png.getvalue()
+
+
 def _events(
     asked: Ask, library: Library, writer: Answerer, reranker: CrossEncoderReranker | None
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """Yield a pipeline's events as plain values."""
     history = [(turn.question, turn.answer) for turn in asked.history]
     chosen = {"document_id": asked.documents} if asked.documents else None

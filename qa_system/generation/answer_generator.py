@@ -307,7 +307,8 @@ class LocalAnswerer(TextAnswerer):
         """See :meth:`TextAnswerer.generate`."""
         import threading
 
-        from transformers import TextIteratorStreamer
+        import torch
+        from transformers import StoppingCriteriaList, TextIteratorStreamer
 
         # What a document says is text, though it be spelled like the marks of the model's own turns
         marks = [re.escape(str(token)) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
@@ -330,20 +331,28 @@ class LocalAnswerer(TextAnswerer):
             self.tokenizer, skip_prompt=not self.model.config.is_encoder_decoder, skip_special_tokens=True
         )
         failure: list[BaseException] = []
+        left = threading.Event()
+
+        def stop(ids: Any, scores: Any, **_: Any) -> Any:
+            return torch.full((len(ids),), left.is_set(), device=ids.device)  # (B,)
 
         def run() -> None:
             try:
                 self.model.generate(
-                    **encoded.to(self.model.device), streamer=streamer, max_new_tokens=self.most, do_sample=False
-                )
+                    **encoded.to(self.model.device), streamer=streamer, max_new_tokens=self.most, do_sample=False,
+                    stopping_criteria=StoppingCriteriaList([stop]),
+                )  # fmt: skip
             except BaseException as error:
                 failure.append(error)
                 streamer.end()
 
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
-        yield from streamer
-        thread.join()
+        try:
+            yield from streamer
+        finally:  # at the end, and where nobody reads on
+            left.set()
+            thread.join()
         if failure:
             raise failure[0]
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -320,6 +321,21 @@ def test_sequence_to_sequence_and_causal_models_write(library: Library, tmp_path
     writer = load_answerer(saved(small, tmp_path / "small", tokenizer_folder), "cpu")
     with pytest.raises(InputError, match=r"takes 128\."):
         list(writer.generate(prompt("Who?", library.search("Who built it?"))))
+
+
+def test_a_model_stops_writing_where_nobody_reads_on(tmp_path: Path, tokenizer_folder: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    name = saved(LlamaForCausalLM(LlamaConfig(**SIZES, max_position_embeddings=4096)), tmp_path, tokenizer_folder)
+    writer, steps, threads = load_answerer(name, "cpu"), [], threading.active_count()
+    writer.most = 3_000
+    writer.model.register_forward_hook(lambda *_: steps.append(1))
+    pieces = writer.generate([{"role": "user", "content": "hello"}])
+    next(pieces)
+    pieces.close()
+    assert threading.active_count() == threads
+    assert len(steps) < 1_000
 
 
 def test_a_chat_template_is_used(tmp_path: Path, tokenizer_folder: Path) -> None:

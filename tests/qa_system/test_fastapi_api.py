@@ -21,6 +21,7 @@ import uvicorn
 from qa_system.app import fastapi_api
 from qa_system.app.fastapi_api import Guard, ServeConfig, Turnstile, create_app
 from qa_system.generation.answer_generator import TextAnswerer
+from qa_system.retrieval.dense_retrieval import Library
 from shared.config import run_commands
 from shared.errors import InputError
 
@@ -49,7 +50,8 @@ def started(app: Any) -> Iterator[str]:
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("library")
-    yield from started(create_app(ServeConfig(folder=str(folder), megabytes=1, pages=20, a_minute=100_000, seconds=30)))
+    config = ServeConfig(folder=str(folder), megabytes=1, pages=20, characters=9_999, a_minute=100_000, seconds=30)
+    yield from started(create_app(config))
 
 
 @pytest.fixture
@@ -170,6 +172,52 @@ def test_a_model_that_fails_is_told_of_and_never_just_ends(tmp_path: Path, monke
             assert data["message"].startswith("Something went wrong here")
 
 
+def test_what_fails_unforeseen_is_counted_as_500(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unforeseen(*_: Any, **__: Any) -> Iterator[Any]:
+        raise RuntimeError("what only the log may tell")
+        yield {}
+
+    monkeypatch.setattr(fastapi_api, "stream_pipeline", unforeseen)
+    failed = httpx.post(f"{address}/ask", json={"question": "Who?"})
+    assert "InternalError: Something went wrong" in error_of(failed, 500)
+    assert 'qa_requests_total{path="/ask",status="500"} 1.0' in httpx.get(f"{address}/metrics").text
+
+
+def test_a_stream_waits_for_its_turn_counts_to_its_end_and_ends_with_its_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[float] = []
+
+    def long(*_: Any, **__: Any) -> Iterator[Any]:
+        try:
+            for _ in range(400):
+                yield {"event": "token", "text": "more"}
+                time.sleep(0.05)
+        finally:
+            ended.append(time.monotonic())
+
+    monkeypatch.setattr(fastapi_api, "stream_pipeline", long)
+    asked = {"question": "Who built the lighthouse?"}
+    for address in started(create_app(ServeConfig(folder=str(tmp_path), at_once=1, waiting=0))):
+        with httpx.Client(base_url=address, timeout=20) as client:
+            for number in (1, 2):  # the turn is given back
+                with client.stream("POST", "/ask/stream", json=asked) as response:
+                    assert response.status_code == 200
+                    lines = response.iter_lines()
+                    assert [next(lines) for _ in range(15)].count("event: token") == 5
+                    for path in ("/ask", "/ask/stream"):
+                        refused = client.post(path, json=asked)
+                        assert "Too many requests wait" in error_of(refused, 429)
+                        assert int(refused.headers["Retry-After"]) > 0
+                left = time.monotonic()
+                while f'{{path="/ask/stream",status="200"}} {number}.0' not in (metrics := client.get("/metrics").text):
+                    time.sleep(0.05)
+                assert len(ended) == number
+                assert ended[-1] - left < 5
+    assert 'qa_requests_total{path="/ask/stream",status="429"} 2.0' in metrics
+    assert float(metrics.split('qa_seconds_sum{path="/ask/stream"} ')[1].split()[0]) > 2 * 4 * 0.05
+
+
 def test_an_answer_is_streamed_as_events(client: httpx.Client) -> None:
     upload(client, "light.txt", LIGHT)
     history = [{"question": "Who built the lighthouse?", "answer": "Alan Stevenson [1]"}]
@@ -201,6 +249,41 @@ def test_a_page_is_drawn_with_the_quote_boxed(client: httpx.Client) -> None:
     assert "start and end must be in" in error_of(wrong, 422)
     text = upload(client, "light.txt", LIGHT).json()
     assert "no pages to draw" in error_of(client.get(f"/documents/{text['id']}/image", params=place), 404)
+
+
+def test_pages_are_drawn_and_documents_deleted_while_another_is_read_and_other_requests_are_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loops, reading, go_on = [], threading.Event(), threading.Event()
+
+    def noted(function: Any) -> Any:
+        def outer(*arguments: Any, **named: Any) -> Any:
+            loops.append(asyncio._get_running_loop())
+            return function(*arguments, **named)
+
+        return outer
+
+    def slow(library: Library, path: Path, **named: Any) -> Any:
+        reading.set()
+        assert go_on.wait(30)
+        return add(library, path, **named)
+
+    for address in started(create_app(ServeConfig(folder=str(tmp_path), waiting=0))):
+        with httpx.Client(base_url=address, timeout=60) as client, ThreadPoolExecutor(1) as pool:
+            info = upload(client, "light.pdf", pdf("The lighthouse is 41 metres high.")).json()
+            add = Library.add
+            monkeypatch.setattr(Library, "add", slow)
+            for name in ("file", "document", "infos"):
+                monkeypatch.setattr(Library, name, noted(getattr(Library, name)))
+            monkeypatch.setattr(fastapi_api, "page_image", noted(fastapi_api.page_image))
+            other = pool.submit(upload, client, "seals.txt", SEALS)
+            assert reading.wait(30)
+            assert client.get(f"/documents/{info['id']}/image?start=0&end=5").status_code == 200
+            assert client.delete(f"/documents/{info['id']}").status_code == 204
+            assert "Too many requests wait" in error_of(upload(client, "light.txt", LIGHT), 429)
+            go_on.set()
+            assert other.result().status_code == 201
+    assert loops and not any(loops)  # none of it on the thread that answers everyone
 
 
 def test_questions_are_measured(client: httpx.Client) -> None:
@@ -257,6 +340,8 @@ def test_bombs_long_documents_and_wrong_passwords_are_refused(client: httpx.Clie
         archive.writestr("word/document.xml", bytes(210 * 2**20))
     assert "LimitError" in error_of(upload(client, "bomb.docx", bomb.getvalue()), 413)
     assert "21 pages" in error_of(upload(client, "long.pdf", pdf("x", 21)), 413)
+    message = error_of(upload(client, "long.txt", "ab " * 3_334), 413)
+    assert message == "LimitError: long.txt has more than 9,999 characters."
     writer, locked = PdfWriter(clone_from=PdfReader(io.BytesIO(pdf("The safe holds 12 coins.")))), io.BytesIO()
     writer.encrypt("secret", algorithm="AES-256")
     writer.write(locked)
@@ -328,6 +413,8 @@ def test_the_documentation_has_examples(client: httpx.Client) -> None:
     schema = client.get("/openapi.json").json()
     assert schema["components"]["schemas"]["Ask"]["examples"][0]["question"].startswith("How much")
     assert client.get("/docs").status_code == 200
+    limits = "up to 1 MiB, 20 pages and 9,999 characters"
+    assert limits in schema["paths"]["/documents"]["post"]["description"]
 
 
 def test_many_clients_get_answers_and_deleted_documents_are_never_cited(client: httpx.Client, address: str) -> None:
@@ -451,7 +538,9 @@ def test_the_turnstile_refuses_who_would_wait_too_long() -> None:
     assert sorted(asyncio.run(scene())) == ["The wait was too long.", "Too many requests wait already.", "in", "in"]
 
 
-@pytest.mark.parametrize("change", [{"port": 0}, {"megabytes": 0}, {"waiting": -1}, {"seconds": 0}, {"a_minute": 0}])
+@pytest.mark.parametrize(
+    "change", [{"port": 0}, {"megabytes": 0}, {"waiting": -1}, {"seconds": 0}, {"a_minute": 0}, {"characters": 0}]
+)
 def test_wrong_settings_are_named(change: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"{next(iter(change))} must be in"):
         ServeConfig(**change)
