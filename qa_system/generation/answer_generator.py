@@ -68,6 +68,7 @@ logger = logging.getLogger(MODULE)
 # --- Words ------------------------------------------------------------------------------------------------------------
 
 REFUSALS = {"en": "The answer is not in these documents.", "zh": "这些文档中没有答案。"}
+UNSUPPORTED = {"en": "What stands above was not found in these documents.", "zh": "以上内容在这些文档中没有依据。"}
 UNKNOWN = {"en": "NOT IN THE DOCUMENTS", "zh": "文档中没有"}
 SYSTEM = {
     "en": "You answer questions from the documents given, and from nothing else. What stands between <document> and "
@@ -725,17 +726,26 @@ def chat(config: ChatConfig) -> None:
             sys.stdout.write(f"{error}\n\n")
             question = _line()
             continue
-        answer = None
+        answer, written = None, ""
         for event in stream_pipeline(question, library, filter=chosen, history=history, **config.settings()):
             if event["event"] == "token":
+                written += event["text"]
                 sys.stdout.write(event["text"])
                 sys.stdout.flush()
             answer = event.get("answer")
         assert answer is not None
-        shown = as_text("" if answer.citations else answer.text, answer.citations)
-        sys.stdout.write(f"{shown}\n\n")
+        sys.stdout.write(f"{_after(written, answer)}\n\n")
         history.append((question, answer.text))
         question = _line()
+
+
+def _after(written: str, answer: Answer) -> str:
+    """Return what is shown below an answer that was shown as it was written: its quotes, or that it has none."""
+    if not answer.refused:
+        return as_text("", answer.citations)
+    if not written.strip():
+        return answer.text
+    return "\n" + (answer.text if says_unknown(written) else UNSUPPORTED[language_of(answer.question)])
 
 
 def _line() -> str:

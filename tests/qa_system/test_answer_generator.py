@@ -528,6 +528,29 @@ def test_the_commands_models_compute_on_their_device(tmp_path: Path, tokenizer_f
     assert answer_generator.AskConfig(answerer=name, device="cpu").settings()["answerer"].model.device.type == "cpu"
 
 
+def test_chat_takes_back_what_it_showed_and_did_not_find(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "light.txt").write_text(LIGHT, encoding="utf-8")
+    lines = iter(
+        ["When was the lighthouse built?", "灯塔是哪一年建的？", "How high is the lighthouse?", "Who won in 1966?", ""]
+    )
+    model = Says("The captain was Jane Miller.", "建于1950年。", "NOT IN THE DOCUMENTS")
+    monkeypatch.setattr(answer_generator, "_line", lambda: next(lines))
+    monkeypatch.setattr(answer_generator, "load_answerer", lambda *_: model)
+    monkeypatch.setattr(model, "standalone", lambda question, history: question)
+    answer_generator.chat(
+        answer_generator.ChatConfig(folder=str(tmp_path / "library"), documents=[str(tmp_path / "light.txt")])
+    )
+    assert capsys.readouterr().out.split("\n\n") == [
+        "The captain was Jane Miller.\nWhat stands above was not found in these documents.",
+        "建于1950年。\n以上内容在这些文档中没有依据。",
+        f"NOT IN THE DOCUMENTS\n{REFUSALS['en']}",
+        REFUSALS["en"],
+        "",
+    ]
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"question": " "}, {"k": 0}, {"threshold": 2}, {"answerer": "builtin:magic"}, {"rerank": "no/such/folder"}],
