@@ -122,6 +122,7 @@ class _Postings:
 
     ids: list[str]  # by row, sorted, so that equal scores in the order of rows are in the order of ids
     rows: dict[str, int]
+    vocabulary: dict[str, int]  # term → number; terms that come later are added to it, and not in the next three
     starts: NDArray[np.int32]  # (V + 1,): a term's place in the next two
     places: NDArray[np.int32]  # rows
     weights: NDArray[np.float32]
@@ -134,7 +135,8 @@ class BM25Index:
     Σ_{t in q} ln(1 + (N - n(t) + ½) / (n(t) + ½)) · f(t, d) / (f(t, d) + k1 · (1 - b + b · |d| / L)).
 
     Of a text the counts of its terms are kept. The weights, all of which any change shifts, are made from them at the
-    first search after it, which takes some 40 ms for 10,000 chunks. Threads may change and search at once.
+    first search after it, which takes some 40 ms for 10,000 chunks. Terms that no text has any more go then, once they
+    are most. Threads may change and search at once.
 
     Args:
         k1: How much a term's repetition counts, at least 0.
@@ -212,7 +214,7 @@ class BM25Index:
     def _score(self, postings: _Postings, query: str) -> NDArray[np.float32]:
         scores = np.zeros(len(postings.ids), dtype=np.float32)
         for term in tokenize(query):
-            number = self._vocabulary.get(term, len(postings.starts))
+            number = postings.vocabulary.get(term, len(postings.starts))
             if number < len(postings.starts) - 1:  # others came after these postings
                 its = slice(postings.starts[number], postings.starts[number + 1])
                 scores[postings.places[its]] += postings.weights[its]
@@ -232,6 +234,10 @@ class BM25Index:
         ids, total = sorted(self._counts), len(self._counts)
         counts = [self._counts[id] for id in ids]
         terms, values = np.concatenate([np.zeros((2, 0), dtype=np.int32), *counts], axis=1)
+        used = np.bincount(terms, minlength=len(self._vocabulary)) > 0
+        if 2 * used.sum() < len(used):
+            self._keep(used)
+            return self._weighed()
         ends = np.cumsum([0, *(count.shape[1] for count in counts)])
         table = csr_array((values, terms, ends), shape=(total, len(self._vocabulary)))
         lengths = table.sum(axis=1)
@@ -242,7 +248,14 @@ class BM25Index:
         rarity = np.log(1 + (total - having + 0.5) / (having + 0.5)).astype(np.float32)
         weights = np.repeat(rarity, having) * (table.data / (norms[table.indices] + table.data))
         rows = {id: row for row, id in enumerate(ids)}
-        return _Postings(ids, rows, table.indptr, table.indices, weights.astype(np.float32))
+        return _Postings(ids, rows, self._vocabulary, table.indptr, table.indices, weights.astype(np.float32))
+
+    def _keep(self, used: NDArray[np.bool_]) -> None:
+        """Number these terms anew, and forget the others."""
+        numbers = np.cumsum(used, dtype=np.int32) - 1
+        # Earlier postings, in which someone may be searching, have the old dict
+        self._vocabulary = {term: int(numbers[old]) for term, old in self._vocabulary.items() if used[old]}
+        self._counts = {id: np.stack([numbers[terms], values]) for id, (terms, values) in self._counts.items()}
 
 
 # --- Fusion -----------------------------------------------------------------------------------------------------------

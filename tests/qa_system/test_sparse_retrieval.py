@@ -130,6 +130,10 @@ def test_after_any_changes_the_scores_are_those_of_bm25s(
             index.delete(what)
             texts = {id: text for id, text in texts.items() if id not in what}
         index.search(query, 1)  # so that weights are made in between
+    fresh = BM25Index(*parameters)
+    fresh.add(list(texts), list(texts.values()))
+    assert (index.scores(query), index.search(query, k)) == (fresh.scores(query), fresh.search(query, k))
+    assert len(index._vocabulary) <= 2 * len({term for text in texts.values() for term in tokenize(text)})
     expected = bm25s_scores(texts, query, *parameters)
     assert index.scores(query) == pytest.approx(expected, rel=1e-6)
     assert (len(index), {id for id in "abcdefgh" if id in index}) == (len(texts), set(texts))
@@ -223,6 +227,19 @@ def test_a_search_that_was_overtaken_knows_no_later_term() -> None:
     earlier = index._current()
     index.add(["e"], ["newest word"])
     assert not index._score(earlier, "newest word").any()
+
+
+def test_terms_that_no_text_has_any_more_go_and_an_overtaken_search_still_knows_its_own() -> None:
+    index = filled()
+    for number in range(50):
+        index.add(["gone", "late"], [" ".join(f"n{number}x{i}" for i in range(1000)), "late apple"])
+        index.search("apple", 1)
+        earlier = index._current()
+        before = index._score(earlier, "late apple n0x1")
+        index.delete(["gone", "late"])
+        index.search("apple", 1)
+        assert index._score(earlier, "late apple n0x1").tolist() == before.tolist()
+    assert len(index._vocabulary) < 20
 
 
 def test_a_thousand_chunks_come_and_go_much_faster_than_an_index_is_built() -> None:
