@@ -25,7 +25,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import numpy as np
 from langchain_core.documents import Document
@@ -344,6 +344,9 @@ class _Manifest:
     format: int = FORMAT
 
 
+FIELDS = get_type_hints(_Manifest)
+
+
 @dataclass(frozen=True)
 class _State:
     """One generation. It is never changed, so whoever searches it needs no lock."""
@@ -641,7 +644,9 @@ def _damaged(folder: Path, what: str) -> InputError:
 def _parse(folder: Path, text: bytes) -> _Manifest:
     try:
         manifest = _Manifest(**json.loads(text))
-        if manifest.format == FORMAT and manifest.index in KINDS and isinstance(manifest.generation, int):
+        # A generation has the nine digits of its files' names
+        typed = all(isinstance(getattr(manifest, name), get_origin(kind) or kind) for name, kind in FIELDS.items())
+        if typed and manifest.format == FORMAT and manifest.index in KINDS and 0 < manifest.generation < 10**9:
             return manifest
     except (ValueError, TypeError, RecursionError):
         pass

@@ -7,9 +7,11 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -472,6 +474,10 @@ def flip(path: Path) -> None:
         (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json is not one of format 1"),
         (lambda f: manifest(f, format=2), "manifest.json is not one of format 1"),
         (lambda f: manifest(f, generation="../x"), "manifest.json is not one of format 1"),
+        (lambda f: manifest(f, generation=10**300), "manifest.json is not one of format 1"),
+        (lambda f: manifest(f, sha256=None), "manifest.json is not one of format 1"),
+        (lambda f: manifest(f, sha256={"index": None}), "index-000000002.faiss is not what was written"),
+        (lambda f: manifest(f, more=1), "manifest.json is not one of format 1"),
         (lambda f: manifest(f, generation=7), "index-000000007.faiss is missing"),
         (lambda f: manifest(f, documents=9), r"are \(16, 3, 3, 3\), and should be \(16, 3, 3, 9\)"),
         (lambda f: manifest(f, dimension=9), r"should be \(9, 3, 3, 3\)"),
@@ -489,6 +495,23 @@ def test_a_tampered_folder_is_refused_with_what_to_do(
     with pytest.raises(InputError, match=message) as caught:
         FaissStore(Hashed(), tmp_path)
     assert caught.value.hint
+
+
+VALUES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
+
+
+@given(
+    st.sampled_from(list(module.FIELDS)),
+    VALUES | st.lists(VALUES, max_size=3) | st.dictionaries(st.sampled_from(module.ROLES), VALUES),
+)
+@settings(max_examples=200, deadline=None)
+def test_whatever_a_manifest_says_the_folder_opens_or_is_refused(name: str, value: Any) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        FaissStore(Hashed(), folder).add_texts(["a", "b"])
+        manifest(folder, **{name: value})
+        with suppress(InputError):
+            assert len(FaissStore(Hashed(), folder)) == 2
 
 
 def test_a_folder_of_another_model_kind_or_dimension_is_refused(tmp_path: Path) -> None:
