@@ -1,6 +1,7 @@
 """Documents as text that can be cited: each character knows its page, in PDFs its place among the file's characters.
 
-python -m qa_system.document_processor.pdf_reader read --input paper.pdf --output paper.json
+    python -m qa_system.document_processor.pdf_reader read                  # a builtin document
+    python -m qa_system.document_processor.pdf_reader read --input paper.pdf --output paper.json
 
 PDFs are read by pdfium, damaged ones by pypdf, ruled tables with pdfplumber's help, and pages without usable text by
 RapidOCR; also txt, md, html and docx. All but plain text is parsed in a child process with limits of time and memory,
@@ -38,6 +39,7 @@ from typing import Any
 from shared.errors import InputError, MissingPackageError
 
 MODULE = "qa_system.document_processor.pdf_reader"
+BUILTINS = Path(__file__).parents[1] / "builtin" / "documents"
 JOINT = "\n\n"  # between pages
 DPI = 200  # of pages rendered for OCR
 LONGEST_SIDE = 2_400  # pixels, whatever size a page claims
@@ -1326,8 +1328,8 @@ def _draw(data: bytes, job: dict[str, Any]) -> dict[str, Any]:
 class ReadConfig:
     """Print the text of a document, page by page; how it was read, and in how long, goes to the log."""
 
-    input: str = ""
-    """A pdf, docx, html, md or txt file."""
+    input: str = "builtin:fares-2025"
+    """A pdf, docx, html, md or txt file; or builtin: and the name of one of the builtin documents."""
     password: str = ""
     """Of an encrypted PDF."""
     output: str = ""
@@ -1343,11 +1345,16 @@ class ReadConfig:
 def read(config: ReadConfig) -> None:
     """Read a document; see :class:`ReadConfig`."""
     from shared.results import write_atomic
+    from shared.sources import resolve
 
     if not config.input:
         raise InputError("input must name a file.", hint="--input paper.pdf")
+    path = Path(config.input)
+    if config.input.startswith("builtin:"):
+        builtins = {path.stem: path for path in BUILTINS.glob("*.pdf")}
+        path = builtins[resolve(config.input, builtins).name]
     limits = Limits(seconds=config.seconds, megabytes=config.megabytes, characters=config.characters)
-    document = read_document(config.input, password=config.password, limits=limits)
+    document = read_document(path, password=config.password, limits=limits)
     for page in document.pages:
         sys.stdout.write(f"--- page {page.label} ({page.number} of {len(document.pages)}) ---\n")
         sys.stdout.write(document.text[page.start : page.end] + "\n")

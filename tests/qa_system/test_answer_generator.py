@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from qa_system.generation.answer_generator import (
     TextAnswerer,
     as_library,
     event_dict,
+    follows_up,
     load_answerer,
     prompt,
     rag_pipeline,
@@ -30,7 +32,7 @@ from qa_system.generation.answer_generator import (
     with_columns,
     with_subject,
 )
-from qa_system.generation.citation_handler import verify
+from qa_system.generation.citation_handler import doubts, verify
 from qa_system.retrieval.dense_retrieval import CrossEncoderReranker, Library
 from shared.errors import InputError
 
@@ -473,6 +475,16 @@ def test_a_reranker_named_by_a_string_orders_the_passages(library: Library, cros
     assert rag_pipeline(question, library, k=2, rerank="")[1] == plain
     with pytest.raises(FileNotFoundError):
         rag_pipeline(question, library, rerank="no/such/folder")
+
+
+@pytest.mark.parametrize("part", ["a ", " ", "it, ", "that ", "this?", "and ", "or a ", "if ", "n't ", "A ", "Mr. A ",
+                                  "teen", "1,", "1. ", ".", "(", "那", "non-"])  # fmt: skip
+def test_no_question_takes_long(part: str) -> None:
+    question = (part * 2_000)[:2_000]
+    began = time.process_time()
+    follows_up(question * 20)
+    doubts(f"When {question}", question, question)
+    assert time.process_time() - began < 0.5
 
 
 def test_an_empty_library_refuses() -> None:

@@ -791,6 +791,11 @@ def test_the_command_prints_pages_and_saves_json(tmp_path: Path, capsys: pytest.
     assert Document.from_json(output.read_text(encoding="utf-8")).text == "One.\n\nTwo."
 
 
+def test_the_command_reads_a_builtin_document_by_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli() == 0
+    assert "Child, return | £8.60 | £4.75 | £11.40" in capsys.readouterr().out
+
+
 def test_the_log_counts_pages_in_english(load: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     load(make_pdf([show(50, 800, "One.")]))
@@ -801,8 +806,9 @@ def test_the_log_counts_pages_in_english(load: Any, caplog: pytest.LogCaptureFix
 
 
 def test_the_command_says_in_a_line_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli() == 2
-    assert "input must name a file" in capsys.readouterr().err
+    for name, message in (("", "input must name a file"), ("builtin:magic", "builtin:fares-2025, ")):
+        assert cli("--input", name) == 2
+        assert message in capsys.readouterr().err
     (tmp_path / "x.pdf").write_bytes(b"")
     assert cli("--input", str(tmp_path / "x.pdf")) == 2
     assert capsys.readouterr().err.startswith("error: x.pdf is empty.")
