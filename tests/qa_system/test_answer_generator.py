@@ -484,7 +484,7 @@ def test_no_question_takes_long(part: str) -> None:
     began = time.process_time()
     follows_up(question * 20)
     doubts(f"When {question}", question, question)
-    assert time.process_time() - began < 0.5
+    assert time.process_time() - began < 2
 
 
 def test_an_empty_library_refuses() -> None:

@@ -567,7 +567,7 @@ def test_a_files_content_says_what_it_is(load: Any, name: str) -> None:
 def test_html_is_told_from_text_by_what_follows_its_comments_at_once(head: bytes, kind: str) -> None:
     began = time.process_time()
     assert module._kind(head, "made") == kind
-    assert time.process_time() - began < 0.5
+    assert time.process_time() - began < 2
 
 
 def test_html_and_docx_are_known_without_their_suffix(load: Any) -> None:
