@@ -90,7 +90,9 @@ logger = logging.getLogger(MODULE)
 FENCE = re.compile(r"^[ \t]*(```+|~~~+)[^\n`]*\n(.*?)(?:^[ \t]*\1|\Z)", re.DOTALL | re.MULTILINE)
 START = re.compile(r"(?:(?:async )?def|class|import|from) |@|[A-Za-z_]\w* *(?::[^=\n]+)?=[^=]")
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-PARSING = threading.Lock()  # what silences warnings does so for all threads
+# What silences warnings does so for all threads; and of two that parse at once, one may get a SystemError from older
+# Pythons, which count the depth of both together (gh-106905)
+PARSING = threading.Lock()
 
 
 def syntax_error(code: str) -> str:
@@ -921,7 +923,8 @@ class Verdict:
 def _program_inside() -> bytes:
     """Return what the fresh interpreters run: compiled, for they are as new as this one and start for every verdict."""
     head = ["from __future__ import annotations", "import sys", "sys.path.remove('')", f"import {', '.join(MODULES)}"]
-    parts = [inspect.getsource(part) for part in PARTS]
+    with PARSING:  # getsource parses
+        parts = [inspect.getsource(part) for part in PARTS]
     return marshal.dumps(compile("\n".join([*head, f"VALUES = {VALUES}", *parts, "_inside()"]), "<sandbox>", "exec"))
 
 

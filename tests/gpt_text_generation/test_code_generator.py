@@ -781,6 +781,13 @@ def test_any_text_gives_a_program_or_an_input_error(text: str) -> None:
     assert syntax_error(code) == ""
 
 
+def test_one_thread_parses_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = []
+    monkeypatch.setattr(module.inspect, "getsource", lambda part: str(held.append(module.PARSING.locked())))
+    module._program_inside.__wrapped__()
+    assert held and all(held)
+
+
 def test_a_program_is_laid_out(monkeypatch: pytest.MonkeyPatch) -> None:
     rough = "def add( a,b ) :\n  return(a+b) # sum\n"
     assert format_code(rough).startswith("def add(a, b):\n    return a + b")
