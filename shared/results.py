@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import yaml
 
 from shared.config import command_line, run_commands, to_yaml
 from shared.errors import InputError
-from shared.runtime import git_commit, hardware
+from shared.runtime import git_commit, hardware, pick_device
 
 OUTPUTS = Path("outputs")
 
@@ -107,6 +108,36 @@ class Run:
             "metrics": metrics,
         }
         write_atomic(self.folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+
+
+def open_run(project: str, module: str, command: str, config: Any, *, also: Sequence[str]) -> tuple[Path, Run | None]:
+    """Open or go on with the run of a command that ``accelerate launch -m`` may start in several processes.
+
+    Args:
+        project: The project's package name.
+        module: The module as ``python -m`` takes it.
+        command: The command of that module.
+        config: Its resolved configuration, with run, resume and device.
+        also: See :func:`check_resumable`.
+
+    Returns:
+        The run's folder; and the run in the first process, which alone measures and writes, None in the others.
+
+    Raises:
+        InputError: See :class:`Run` and :func:`check_resumable`.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    # The others wait while the first measures, longer than the ten minutes that are usual
+    state = PartialState(cpu=pick_device(config.device).type == "cpu", timeout=timedelta(days=1))
+    if config.resume:
+        check_resumable(OUTPUTS / project / config.run, config, also=also)
+    run = (
+        Run(project, module, command, config, name=config.run, resume=config.resume) if state.is_main_process else None
+    )
+    [folder] = broadcast_object_list([run.folder if run else None])
+    return folder, run
 
 
 def resume_flags(folder: Path) -> str:

@@ -22,7 +22,6 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,7 +53,7 @@ from shared.config import check_range, run_commands
 from shared.errors import InputError
 from shared.logs import console, progress_bar
 from shared.plots import plot_curves
-from shared.results import OUTPUTS, Run, check_resumable, resume_flags, write_atomic
+from shared.results import OUTPUTS, Run, open_run, resume_flags, write_atomic
 from shared.runtime import StopRequest, pick_device, pick_dtype, set_threads
 from shared.tracking import Tracker, read_metrics
 
@@ -532,20 +531,12 @@ def begin(config: TrainConfig, command: str) -> Iterator[tuple[Run | None, Path]
 
     An interruption tells how to go on, and an error before anything was learned leaves no folder behind.
     """
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
     from datasets import disable_progress_bars
 
     set_threads(config.threads)
     if not console().is_terminal:
         disable_progress_bars()
-    # The others wait while the first measures, longer than the ten minutes that are usual.
-    state = PartialState(cpu=pick_device(config.device).type == "cpu", timeout=timedelta(days=1))
-    if config.resume:
-        check_resumable(OUTPUTS / PROJECT / config.run, config, also=("seeds",))
-    first = state.is_main_process
-    run = Run(PROJECT, MODULE, command, config, name=config.run, resume=config.resume) if first else None
-    [folder] = broadcast_object_list([run.folder if run else None])
+    folder, run = open_run(PROJECT, MODULE, command, config, also=("seeds",))
     try:
         yield run, folder
     except KeyboardInterrupt as interrupt:

@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,7 +36,7 @@ from shared.checkpoints import read_checkpoint, save_checkpoint, select
 from shared.config import check_range, run_commands
 from shared.errors import InputError, MissingPackageError
 from shared.logs import progress_bar
-from shared.results import OUTPUTS, Run, check_resumable
+from shared.results import OUTPUTS, Run, open_run
 from shared.runtime import StopRequest, pick_device, pick_dtype, set_threads
 from shared.sources import Source, hub_errors, resolve
 from shared.tracking import Tracker
@@ -690,23 +689,16 @@ class Learning:
 def learning(module: str, command: str, config: LearnConfig) -> Iterator[Learning]:
     """Open the run of a command that learns; ``accelerate launch -m`` starts the command in several processes."""
     from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
 
-    # The others wait while the first measures, longer than the ten minutes that are usual
-    state = PartialState(cpu=pick_device(config.device).type == "cpu", timeout=timedelta(days=1))
-    if config.resume:
-        check_resumable(OUTPUTS / PROJECT / config.run, config, also=("seed",))
-    first = state.is_main_process
-    run = Run(PROJECT, module, command, config, name=config.run, resume=config.resume) if first else None
-    [folder] = broadcast_object_list([run.folder if run else None])
+    folder, run = open_run(PROJECT, module, command, config, also=("seed",))
     going_on = 10**9 if config.resume else -1
-    tracker = Tracker(folder, config.tracking, config=asdict(config), resume_step=going_on) if first else None
+    tracker = Tracker(folder, config.tracking, config=asdict(config), resume_step=going_on) if run else None
     try:
         yield Learning(folder, run, tracker)
     finally:
         if tracker:
             tracker.close()
-    state.wait_for_everyone()  # a process that leaves early takes those with it that still write results
+    PartialState().wait_for_everyone()  # a process that leaves early takes those with it that still write results
 
 
 def train_command(config: TrainConfig) -> None:

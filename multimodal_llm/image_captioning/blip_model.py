@@ -28,7 +28,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -58,7 +57,7 @@ from shared.config import check_range, run_commands
 from shared.errors import InputError
 from shared.logs import progress_bar
 from shared.plots import drawing
-from shared.results import OUTPUTS, Run, check_resumable, resume_flags, write_atomic
+from shared.results import OUTPUTS, Run, check_resumable, open_run, resume_flags, write_atomic
 from shared.runtime import StopRequest, pick_device, pick_dtype, set_threads
 from shared.sources import Source, hub_errors, loading_errors, resolve
 from shared.tracking import Tracker
@@ -390,28 +389,21 @@ def learning(module: str, config: Any, digest: str) -> Iterator[tuple[Path, Run 
         InputError: The run can't go on, or its data have changed.
     """
     from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
 
-    # The others wait while the first measures, longer than the ten minutes that are usual
-    state = PartialState(cpu=pick_device(config.device).type == "cpu", timeout=timedelta(days=1))
-    if config.resume:
-        folder = OUTPUTS / PROJECT / config.run
-        check_resumable(folder, config, also=("seed",))
-        if (folder / DIGEST).exists() and (folder / DIGEST).read_text() != digest:
-            raise InputError(f"{config.data} is no longer what {config.run} began with: its images or texts changed.",
-                             hint="the data as they were; or another --run")  # fmt: skip
-    run = None
-    if state.is_main_process:
-        run = Run(PROJECT, module, "train", config, name=config.run, resume=config.resume)
+    before = OUTPUTS / PROJECT / config.run / DIGEST
+    if config.resume and before.exists() and before.read_text() != digest:
+        raise InputError(f"{config.data} is no longer what {config.run} began with: its images or texts changed.",
+                         hint="the data as they were; or another --run")  # fmt: skip
+    folder, run = open_run(PROJECT, module, "train", config, also=("seed",))
+    if run:
         write_atomic(run.folder / DIGEST, digest)
-    [folder] = broadcast_object_list([run.folder if run else None])
     try:
         yield folder, run
     except (InputError, OSError):
         if run and {path.name for path in folder.iterdir()} == {"config.yaml", DIGEST}:
             (folder / DIGEST).unlink()  # nothing was done: the name is free
         raise
-    state.wait_for_everyone()  # a process that leaves early takes those with it that still write results
+    PartialState().wait_for_everyone()  # a process that leaves early takes those with it that still write results
 
 
 def fit(
