@@ -868,13 +868,13 @@ def index(config: IndexConfig) -> None:
     outcomes: Counter[str] = Counter()
     added: list[Info] = []
     waiting: list[tuple[Document, bytes | None]] = []
-    saved = time.monotonic()
+    saved, characters = time.monotonic(), 0
 
     def save() -> None:
-        nonlocal saved
+        nonlocal saved, characters
         added.extend(info for info in library.add_documents(waiting, embed if config.ray else None) if info.new)
         waiting.clear()
-        saved = time.monotonic()
+        saved, characters = time.monotonic(), 0
 
     try:
         for data, document in read_all(library, paths, config.password):
@@ -882,7 +882,7 @@ def index(config: IndexConfig) -> None:
                 outcomes["there already" if document else "unreadable"] += 1
                 continue
             waiting.append((document, data))
-            characters = sum(len(one.text) for one, _ in waiting)
+            characters += len(document.text)
             if characters >= times * SAVED_CHARACTERS or time.monotonic() - saved >= times * SAVED_SECONDS:
                 save()
         save()
